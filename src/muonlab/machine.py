@@ -1,0 +1,132 @@
+"""What this machine can do: its device, its matrix-multiplication rates, its memory, its allocator.
+
+Everything here is measured or asked of the operating system when called; nothing runs at import.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineRates:
+    """Measured ceilings of this machine, in FLOP/s and bytes/s."""
+
+    fp32_flops: float
+    bf16_flops: float
+    memory_bytes_per_second: float
+
+    @property
+    def bf16_pays(self) -> bool:
+        """Whether bf16 matrix products are clearly faster than fp32 ones."""
+        return self.bf16_flops > 1.3 * self.fp32_flops
+
+
+def default_device() -> torch.device:
+    """The GPU of this process if there is one (LOCAL_RANK under torchrun), else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def gemm_flops(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
+    """Measured rate of one ``size``³ matrix product, in FLOP/s (best of five)."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):  # the first pass pays for kernel selection; the minimum ignores it
+        _synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_bandwidth(device: torch.device, num_bytes: int = 256 << 20) -> float:
+    """Measured rate of a sum over ``num_bytes`` of resident memory, in bytes/s (best of five)."""
+    source = torch.ones(num_bytes // 4, device=device)
+    best = float("inf")
+    for _ in range(6):
+        _synchronize(device)
+        start = time.perf_counter()
+        source.sum()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return num_bytes / best
+
+
+@functools.cache
+def measure_rates(device: torch.device | None = None) -> MachineRates:
+    """Measure this machine's ceilings once per process (about 0.2 s on two CPU cores)."""
+    device = device or default_device()
+    return MachineRates(
+        fp32_flops=gemm_flops(torch.float32, device),
+        bf16_flops=gemm_flops(torch.bfloat16, device),
+        memory_bytes_per_second=memory_bandwidth(device),
+    )
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``"bf16"``, ``"fp32"``, or ``"auto"``: bf16 where this machine multiplies it faster."""
+    if name == "auto":
+        return torch.bfloat16 if measure_rates(device).bf16_pays else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large freed blocks instead of returning their pages to the kernel.
+
+    A training step frees and allocates the same large buffers again and again; with glibc's
+    default every one of them is zeroed by the kernel anew (15-25 % of a CPU step). This is an
+    application's choice: the CLI and the benchmarks call it, the library never does.
+    Returns whether it took effect (Linux with glibc only).
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 256 << 20))
+    return all(libc.mallopt(option, value) == 1 for option, value in settings)
+
+
+def describe(device: torch.device | None = None) -> dict[str, str | int]:
+    """The facts of this machine that belong beside a result."""
+    device = device or default_device()
+    facts: dict[str, str | int] = {
+        "device": str(device),
+        "processor": _processor_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
