@@ -1,0 +1,133 @@
+"""The token cache on disk: one memory-mapped shard per split, checksums, all or nothing.
+
+<directory>/manifest.json            sizes, checksums, counts; carries its own checksum
+            tokenizer.json
+            <split>.tokens           uint16 or uint32, document after document
+            <split>.offsets          int64, document d is tokens[offsets[d]:offsets[d + 1]]
+"""
+
+import array
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from .splits import SPLIT_NAMES, SplitName
+
+FORMAT_VERSION = 1
+
+
+class CacheDamagedError(Exception):
+    """A token cache that is missing, incomplete or changed; it has to be built again."""
+
+
+class ShardWriter:
+    """Writes a token cache aside and gives it its name only when it is whole.
+
+    A context; left without `finish`, it removes what it wrote. Not for two writers at once.
+    """
+
+    def __init__(self, directory: Path, vocab_size: int) -> None:
+        self.directory = directory
+        self.aside = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(self.aside, ignore_errors=True)  # of a writer that was killed
+        self.aside.mkdir(parents=True)
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.offsets = {name: array.array("q", [0]) for name in SPLIT_NAMES}
+        self.text_bytes: dict[SplitName, int] = dict.fromkeys(SPLIT_NAMES, 0)
+        self._stack = contextlib.ExitStack()
+        self._files = {
+            name: self._stack.enter_context((self.aside / f"{name}.tokens").open("wb"))
+            for name in SPLIT_NAMES
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffers again
+            self._stack.close()
+        shutil.rmtree(self.aside, ignore_errors=True)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens written so far, over all splits."""
+        return sum(offsets[-1] for offsets in self.offsets.values())
+
+    def append(self, split: SplitName, ids: Sequence[int], text_bytes: int) -> None:
+        """Add one document: its tokens and the bytes of its text in UTF-8."""
+        self._files[split].write(np.asarray(ids, dtype=self.dtype).tobytes())
+        self.offsets[split].append(self.offsets[split][-1] + len(ids))
+        self.text_bytes[split] += text_bytes
+
+    def finish(self, tokenizer_json: str) -> None:
+        """Write the manifest, force everything to the disk, rename into place."""
+        self._stack.close()
+        for name in SPLIT_NAMES:
+            (self.aside / f"{name}.offsets").write_bytes(self.offsets[name].tobytes())
+        (self.aside / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        manifest: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "dtype": self.dtype.name,
+            "text_bytes": self.text_bytes,
+            "files": {file.name: _describe(file) for file in sorted(self.aside.iterdir())},
+        }
+        manifest["checksum"] = _manifest_checksum(manifest)
+        (self.aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*self.aside.iterdir(), self.aside):
+            _fsync(path)
+        shutil.rmtree(self.directory, ignore_errors=True)  # a damaged one
+        self.aside.rename(self.directory)
+        _fsync(self.directory.parent)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a whole and unchanged token cache; raises `CacheDamagedError` otherwise.
+
+    Reads every byte (about a second per 1.5 GB): a run that starts on silently changed tokens
+    costs more than that.
+    """
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT_VERSION:
+            raise CacheDamagedError(f"{directory}: written in format {manifest['format']}")
+        if manifest.pop("checksum") != _manifest_checksum(manifest):
+            raise CacheDamagedError(f"{directory}: manifest.json has changed")
+        for name, expected in manifest["files"].items():
+            path = directory / name
+            if path.stat().st_size != expected["size_bytes"] or _describe(path) != expected:
+                raise CacheDamagedError(f"{directory}: {name} has changed")
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheDamagedError(f"{directory}: not a whole token cache ({error})") from None
+    return manifest
+
+
+def open_shard(path: Path, dtype: str) -> np.ndarray:
+    """A shard's numbers, memory-mapped, read-only."""
+    if path.stat().st_size == 0:  # which no system maps
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size_bytes": path.stat().st_size, "sha256": digest}
+
+
+def _manifest_checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
