@@ -1,0 +1,122 @@
+"""Multi-head self-attention, with fewer key-value heads on request (GQA, 2305.13245).
+
+Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, Dh head width.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from muonlab.model.attention.rotary import Rotary
+from muonlab.model.attention.softmax import cached_attention, causal_attention
+from muonlab.model.cache import Chunk, KVCache
+from muonlab.model.layers import Linear, RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MHSAConfig:
+    """Multi-head self-attention with rotary positions; ``num_kv_heads`` below ``num_heads``: GQA.
+
+    ``head_dim`` defaults to model width / heads; ``qk_norm`` normalises every query and key head.
+    """
+
+    kind: Literal["mhsa"] = "mhsa"
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    rope_base: float = 10_000.0
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1:
+            raise ValueError(f"num_heads is {self.num_heads}; it must be at least 1")
+        if self.num_kv_heads is not None and (
+            self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads
+        ):
+            raise ValueError(
+                f"num_kv_heads is {self.num_kv_heads}; it must divide num_heads {self.num_heads}"
+            )
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise ValueError(f"head_dim is {self.head_dim}; rotary needs an even width >= 2")
+        if self.rope_base <= 1:
+            raise ValueError(f"rope_base is {self.rope_base}; it must be above 1")
+
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    def width_of_head(self, dim: int) -> int:
+        """Head width at model width ``dim``; raises ValueError if the heads do not fit."""
+        if self.head_dim is not None:
+            return self.head_dim
+        if dim % self.num_heads or (dim // self.num_heads) % 2:
+            raise ValueError(
+                f"num_heads is {self.num_heads}; model width {dim} must be an even multiple of it"
+            )
+        return dim // self.num_heads
+
+    def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "MHSA":
+        return MHSA(self, dim, max_length, norm_eps, dropout)
+
+    def num_parameters(self, dim: int) -> int:
+        width = self.width_of_head(dim)
+        projections = dim * width * (2 * self.num_heads + 2 * self.kv_heads())
+        return projections + (2 * width if self.qk_norm else 0)
+
+    def flops_per_token(self, dim: int, context: int) -> int:
+        """Forward FLOPs of one token that attends to ``context`` tokens."""
+        width = self.width_of_head(dim)
+        projections = 2 * dim * width * (2 * self.num_heads + 2 * self.kv_heads())
+        return projections + 4 * self.num_heads * width * context
+
+    def state_bytes(self, dim: int, batch: int, capacity: int, bytes_per_value: int) -> int:
+        """Bytes of one layer's decoding state."""
+        return 2 * batch * self.kv_heads() * self.width_of_head(dim) * capacity * bytes_per_value
+
+
+class MHSA(nn.Module):
+    """(B, T, D) -> (B, T, D), causal."""
+
+    def __init__(
+        self, config: MHSAConfig, dim: int, max_length: int, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.kv_heads()
+        self.head_dim = config.width_of_head(dim)
+        self.dropout = dropout
+        self.qkv = Linear(dim, self.head_dim * (self.num_heads + 2 * self.num_kv_heads))
+        self.out = Linear(self.head_dim * self.num_heads, dim)
+        self.rotary = Rotary(self.head_dim, max_length, config.rope_base)
+        self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
+
+    def muon_layout(self) -> dict[str, dict]:
+        """The fused projection is three matrices to an optimizer that cares."""
+        kv = self.num_kv_heads * self.head_dim
+        rows = (self.num_heads * self.head_dim, kv, kv)
+        return {"qkv.weight": {"role": "hidden", "row_blocks": rows}}
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys, values = self._project(x, None)
+        dropout = self.dropout if self.training else 0.0
+        out = causal_attention(queries, keys, values, scale=self.head_dim**-0.5, dropout=dropout)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def new_state(self, batch: int, capacity: int, like: Tensor) -> KVCache:
+        return KVCache(batch, self.num_kv_heads, capacity, self.head_dim, like)
+
+    def decode(self, x: Tensor, state: KVCache, chunk: Chunk) -> Tensor:
+        """The next tokens (B, S, D) -> (B, S, D), given and extending ``state``."""
+        queries, keys, values = self._project(x, chunk.positions)
+        keys, values = state.append(keys, values, chunk)
+        out = cached_attention(queries, keys, values, chunk.positions, scale=self.head_dim**-0.5)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        fused = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, Dh)
+        queries, keys, values = fused.split(heads, dim=2)
+        queries = self.rotary(self.query_norm(queries), positions)  # (B, H, T, Dh)
+        keys = self.rotary(self.key_norm(keys), positions)  # (B, G, T, Dh)
+        return queries, keys, values.transpose(1, 2)

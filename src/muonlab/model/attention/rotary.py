@@ -1,0 +1,53 @@
+"""Rotary position embedding (2104.09864), in the half-split layout of Llama.
+
+Shapes: B batch, T tokens, H heads, Dh head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys by their position; holds the tables for ``max_length`` tokens."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, head_dim: int, max_length: int, base: float) -> None:
+        super().__init__()
+        frequency = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angle = torch.outer(torch.arange(max_length, dtype=torch.float64), frequency)
+        self.register_buffer("cosine", angle.cos().float(), persistent=False)  # (T, Dh/2)
+        self.register_buffer("sine", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(B, T, H, Dh) -> (B, H, T, Dh), rotated; ``positions`` (B, T), default 0…T-1."""
+        if positions is None:
+            cosine, sine = self.cosine[: x.shape[1]], self.sine[: x.shape[1]]  # (T, Dh/2)
+        else:
+            cosine = self.cosine[positions].unsqueeze(1)  # (B, 1, T, Dh/2)
+            sine = self.sine[positions].unsqueeze(1)
+        return _Rotate.apply(x.transpose(1, 2), cosine.to(x.dtype), sine.to(x.dtype))
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotated(x, cosine, sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        cosine, sine = ctx.saved_tensors
+        return _rotated(grad, cosine, -sine), None, None
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    first, second = x.chunk(2, dim=-1)
+    out_first, out_second = out.chunk(2, dim=-1)
+    torch.mul(first, cosine, out=out_first).addcmul_(second, sine, value=-1)
+    torch.mul(second, cosine, out=out_second).addcmul_(first, sine)
+    return out

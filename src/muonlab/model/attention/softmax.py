@@ -1,0 +1,96 @@
+"""Causal softmax attention: the kernel that training uses, and the one that decoding uses.
+
+Shapes: B batch, T queries, H heads, Dh head width, S keys.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+# Up to this length the explicit form is faster forward+backward on a CPU than torch's flash
+# kernel (measured: 2.6 x at 256, 2.3 x at 512, 1.4 x at 1024; about even at 2048).
+EXPLICIT_MAX_LENGTH = 1024
+BLOCK = 128
+
+
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, *, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention of each token over itself and the tokens before it.
+
+    Shapes: queries (B, H, T, Dh), keys (B, G, T, Dh), values (B, G, T, Dv) with G dividing H;
+    returns (B, H, T, Dv). ``dropout`` is the probability of dropping an attention weight.
+    """
+    if queries.device.type == "cpu" and queries.shape[2] <= EXPLICIT_MAX_LENGTH and not dropout:
+        repeats = queries.shape[1] // keys.shape[1]
+        if repeats > 1:
+            keys = keys.repeat_interleave(repeats, dim=1)
+            values = values.repeat_interleave(repeats, dim=1)
+        return _BlockCausal.apply(queries, keys, values, scale)
+    return scaled_dot_product_attention(
+        queries, keys, values, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=True
+    )
+
+
+def cached_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, *, scale: float
+) -> Tensor:
+    """Attention of new tokens at ``positions`` (B, T) over a cache whose slot s is position s.
+
+    Shapes as in `causal_attention`, with S keys and values; returns (B, H, T, Dv).
+    """
+    slots = torch.arange(keys.shape[2], device=keys.device)
+    mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
+    return scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+
+
+class _BlockCausal(torch.autograd.Function):
+    """Explicit attention in blocks of queries, each over its own prefix of keys only.
+
+    Keeps the probabilities for the backward pass (B·H·T²/2 values).
+    """
+
+    @staticmethod
+    def forward(ctx, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        B, H, T, _ = queries.shape
+        q, k, v = (x.reshape(B * H, T, -1) for x in (queries, keys, values))
+        q = q * scale
+        out = v.new_empty(B * H, T, v.shape[-1])
+        future = q.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
+        probabilities = []
+        for start in range(0, T, BLOCK):
+            stop = min(start + BLOCK, T)
+            scores = torch.bmm(q[:, start:stop], k[:, :stop].mT)
+            scores[:, :, start:].add_(future[: stop - start, : stop - start])
+            weights = torch.softmax(scores, dim=-1)
+            torch.bmm(weights, v[:, :stop], out=out[:, start:stop])
+            probabilities.append(weights)
+        ctx.save_for_backward(q, k, v, *probabilities)
+        ctx.scale = scale
+        return out.view(B, H, T, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        q, k, v, *probabilities = ctx.saved_tensors
+        B, H, T, _ = grad.shape
+        grad = grad.reshape(B * H, T, -1)
+        grad_q = torch.empty_like(q)
+        grad_k = torch.zeros_like(k)
+        grad_v = torch.zeros_like(v)
+        for block, weights in enumerate(probabilities):
+            start = block * BLOCK
+            stop = min(start + BLOCK, T)
+            grad_out = grad[:, start:stop]
+            grad_v[:, :stop] += torch.bmm(weights.mT, grad_out)
+            grad_weights = torch.bmm(grad_out, v[:, :stop].mT)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype)
+            torch.bmm(grad_scores, k[:, :stop], out=grad_q[:, start:stop])
+            grad_k[:, :stop] += torch.bmm(grad_scores.mT, q[:, start:stop])
+        grads = (grad_q.mul_(ctx.scale), grad_k, grad_v)
+        return *(g.view(B, H, T, -1) for g in grads), None

@@ -1,0 +1,72 @@
+"""Decoding state: what a model keeps of the tokens it has read.
+
+Shapes: B batch, S new tokens of a chunk, C capacity in tokens, G key-value heads, Dh head width.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LayerState(Protocol):
+    """What one attention layer keeps between decoding steps."""
+
+    def num_bytes(self) -> int: ...
+
+
+@dataclass(slots=True)
+class DecodingState:
+    """The state of a whole model: one entry a layer, and how many tokens each row has read."""
+
+    layers: list[LayerState]
+    lengths: list[int]
+    capacity: int
+
+    def num_bytes(self) -> int:
+        """Bytes held by the tensors of all layers."""
+        return sum(layer.num_bytes() for layer in self.layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Where S new tokens stand in each row's sequence."""
+
+    positions: Tensor  # (B, S) int64
+    start: int | None  # the common start if all rows are equally long, else None
+    end: int  # one past the largest position: how much of the cache is in use
+
+    @classmethod
+    def after(cls, lengths: list[int], num_tokens: int, device: torch.device) -> "Chunk":
+        start = torch.tensor(lengths, device=device).unsqueeze(1)
+        return cls(
+            positions=start + torch.arange(num_tokens, device=device),
+            start=lengths[0] if len(set(lengths)) == 1 else None,
+            end=max(lengths) + num_tokens,
+        )
+
+
+class KVCache:
+    """Preallocated keys and values, (B, G, C, Dh) each.
+
+    Rows may differ in length: a row's tokens past its own length are overwritten by its next
+    tokens before any query can reach them, since a query at position p sees positions <= p only.
+    """
+
+    def __init__(self, batch: int, heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
+        self.keys = like.new_empty(batch, heads, capacity, head_dim)
+        self.values = like.new_empty(batch, heads, capacity, head_dim)
+
+    def append(self, keys: Tensor, values: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Store (B, G, S, Dh) at the chunk's positions; return all of (B, G, chunk.end, Dh)."""
+        for buffer, new in ((self.keys, keys), (self.values, values)):
+            if chunk.start is not None:
+                buffer[:, :, chunk.start : chunk.end] = new
+            else:
+                rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
+                buffer[rows, :, chunk.positions] = new.transpose(1, 2)
+        return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
+
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
