@@ -5,19 +5,18 @@ Shapes: B batch, T tokens, D model width, V vocabulary.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from muonlab.model.attention import AttentionConfig, MHSAConfig
-from muonlab.model.cache import Chunk, DecodingState, LayerState
+from muonlab.model.cache import Chunk, DecodingState
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.layers import Linear, RMSNorm
 from muonlab.model.loss import TokenScores, cross_entropy, score_tokens
 from muonlab.model.moe import MoE, MoEConfig, RouterOutput
-
 
 FeedForwardConfig = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
 
@@ -82,7 +81,7 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return self._feed_forward(x, noise)
 
-    def decode(self, x: Tensor, state: LayerState, chunk: Chunk) -> Tensor:
+    def decode(self, x: Tensor, state: Any, chunk: Chunk) -> Tensor:
         x = x + self.attention.decode(self.attention_norm(x), state, chunk)
         return self._feed_forward(x, None)[0]
 
@@ -120,6 +119,10 @@ class LanguageModel(nn.Module):
         if config.tie_head:
             self.head.weight = self.embedding.weight
 
+    def layers(self) -> list[Block]:
+        """The blocks, first to last."""
+        return [cast(Block, block) for block in self.blocks]
+
     def forward(
         self, tokens: Tensor, targets: Tensor, noise: torch.Generator | None = None
     ) -> ModelOutput:
@@ -146,7 +149,7 @@ class LanguageModel(nn.Module):
     def new_state(self, batch: int, capacity: int) -> DecodingState:
         """Preallocated decoding state for ``batch`` rows of up to ``capacity`` tokens."""
         like = self.norm.weight.new_empty(0, dtype=self.compute_dtype)
-        layers = [block.attention.new_state(batch, capacity, like) for block in self.blocks]
+        layers = [block.attention.new_state(batch, capacity, like) for block in self.layers()]
         return DecodingState(layers, [0] * batch, capacity)
 
     @torch.no_grad()
@@ -165,7 +168,7 @@ class LanguageModel(nn.Module):
                 f"{chunk.end} tokens do not fit the decoding state of {state.capacity}"
             )
         x = self._embed(tokens)
-        for block, layer_state in zip(self.blocks, state.layers, strict=True):
+        for block, layer_state in zip(self.layers(), state.layers, strict=True):
             x = block.decode(x, layer_state, chunk)
         valid = num_valid or [num_new] * tokens.shape[0]
         state.lengths = [length + new for length, new in zip(state.lengths, valid, strict=True)]
@@ -192,7 +195,7 @@ class LanguageModel(nn.Module):
         """(B, T) -> normalised final hidden state (B, T, D), and the routers' reports."""
         x = self._embed(tokens)
         reports = []
-        for block in self.blocks:
+        for block in self.layers():
             x, report = block(x, noise)
             if report is not None:
                 reports.append(report)

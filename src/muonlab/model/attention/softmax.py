@@ -89,7 +89,7 @@ class _BlockCausal(torch.autograd.Function):
             grad_out = grad[:, start:stop]
             grad_v[:, :stop] += torch.bmm(weights.mT, grad_out)
             grad_weights = torch.bmm(grad_out, v[:, :stop].mT)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype)
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, q.dtype)
             torch.bmm(grad_scores, k[:, :stop], out=grad_q[:, start:stop])
             grad_k[:, :stop] += torch.bmm(grad_scores.mT, q[:, start:stop])
         grads = (grad_q.mul_(ctx.scale), grad_k, grad_v)
