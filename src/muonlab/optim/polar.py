@@ -1,0 +1,208 @@
+"""Batched orthogonalisation of matrices by polynomial iteration on the small Gram matrix.
+
+Legend: B matrices in a batch, each m × n; k = min(m, n). X is the matrix, R = XXᵀ (or XᵀX when
+tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the product of the P's.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.schedules import Schedule, resolve_schedule
+
+# Gram iterations between two recomputations of R from X. Rounding errors in R grow by a² ≈ 12 a
+# step, so a fourth step would let those of bf16 reach the size of the result.
+MAX_SEGMENT = 3
+# Σσ² / sqrt(Σσ⁴)-like effective rank below which bf16 loses the direction (docs/decisions/0003).
+LOW_RANK = 4.0
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Workspace:
+    """Named buffers that are reused by every batch of every step."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """An uninitialised tensor; valid until the same name is taken again."""
+        size = 1
+        for length in shape:
+            size *= length
+        key = (name, dtype, device)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
+        return buffer[:size].view(shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+
+
+def orthogonalise(
+    matrices: Tensor, schedule: str | Sequence[Sequence[float]] = "keller5", *, dtype: str = "auto"
+) -> Tensor:
+    """Map the singular values of each (…, m, n) matrix to about 1; the input is left unchanged.
+
+    ``dtype`` is that of the matrix products: ``auto``, ``fp32``, ``bf16``, ``fp16`` (fp64 input is
+    always computed in fp64). Returns the input's shape and dtype; zero matrices stay zero.
+    """
+    if matrices.ndim < 2 or not matrices.is_floating_point():
+        raise ValueError(
+            f"matrices {tuple(matrices.shape)} of {matrices.dtype} must be real, (…, m, n)"
+        )
+    master = torch.promote_types(matrices.dtype, torch.float32)
+    batch = matrices.reshape(-1, *matrices.shape[-2:]).to(master, copy=True)
+    if schedule == "svd":
+        out = svd_polar(batch)
+    else:
+        normalise_(batch)
+        out = polar_iterations(
+            batch, resolve_schedule(schedule), work_dtype(dtype, batch), Workspace()
+        )
+    return out.to(matrices.dtype).reshape(matrices.shape)
+
+
+def work_dtype(name: str, like: Tensor) -> torch.dtype:
+    """The dtype of the matrix products for master values ``like`` (fp32 or fp64)."""
+    if like.dtype == torch.float64:
+        return torch.float64
+    if name != "auto":
+        if name not in DTYPES:
+            raise ValueError(f"dtype {name!r} is unknown: legal are auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    return torch.bfloat16 if _has_bf16_matrix_units(like.device) else torch.float32
+
+
+@functools.cache
+def _has_bf16_matrix_units(device: torch.device) -> bool:
+    # A property of the processor, not a timing: the choice must not change between a run and its
+    # resumption. Measured: bf16 is 6 times as fast with AMX (docs/decisions/0003).
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported()
+    return device.type == "cuda"
+
+
+def normalise_(matrices: Tensor) -> Tensor:
+    """Divide each of (B, m, n) by its Frobenius norm in place; returns the norms, (B, 1, 1).
+
+    Zero matrices stay zero. Values whose squares would leave the range are first divided by the
+    largest, so that the result does not depend on the scale of the input.
+    """
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    tiny = torch.finfo(matrices.dtype).tiny ** 0.5 * 1e6
+    if bool(((norms > tiny) & (norms < 1 / tiny)).all()):
+        matrices.div_(norms)
+        return norms
+    largest = matrices.abs().amax(dim=(1, 2), keepdim=True)
+    largest.masked_fill_(largest == 0, 1.0)
+    matrices.div_(largest)
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    norms.masked_fill_(norms == 0, 1.0)
+    matrices.div_(norms)
+    return norms.mul_(largest)
+
+
+def svd_polar(matrices: Tensor) -> Tensor:
+    """The exact polar factor UVᵀ of (B, m, n), by SVD; directions of σ = 0 are left out."""
+    u, sigma, vh = torch.linalg.svd(matrices, full_matrices=False)
+    cutoff = sigma[:, :1] * torch.finfo(matrices.dtype).eps * max(matrices.shape[1:])
+    return (u * ((sigma > cutoff) & (sigma > 0)).to(u.dtype).unsqueeze(1)) @ vh
+
+
+def segments(num_steps: int, m: int, n: int) -> list[int]:
+    """How many steps each Gram iteration takes before R is computed anew.
+
+    A segment of s steps costs 4αk³ + (8s − 6)k³ FLOPs for α = max(m, n) / k, against s(4α + 2)k³
+    one by one (the standard form), so longer ones pay exactly when α > 1.5.
+    """
+    if max(m, n) <= 1.5 * min(m, n):
+        return [1] * num_steps
+    count = -(-num_steps // MAX_SEGMENT)
+    short, longer = divmod(num_steps, count)
+    return [short] * (count - longer) + [short + 1] * longer
+
+
+def polar_flops(num_steps: int, m: int, n: int) -> int:
+    """FLOPs of `polar_iterations` on one m × n matrix (matrix products only)."""
+    k, long = min(m, n), max(m, n)
+    return sum(4 * k * k * long + (8 * steps - 6) * k**3 for steps in segments(num_steps, m, n))
+
+
+def step_flops(block_shapes: Iterable[tuple[int, int, int]], schedule: Any) -> int:
+    """FLOPs of one step's matrix products over blocks of (batch, m, n), from shapes alone."""
+    if schedule in ("none", "svd"):
+        return 0
+    num_steps = len(resolve_schedule(schedule))
+    return sum(batch * polar_flops(num_steps, m, n) for batch, m, n in block_shapes)
+
+
+def polar_iterations(
+    normalised: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
+) -> Tensor:
+    """Apply ``schedule`` to the singular values of (B, m, n) of Frobenius norm ≤ 1.
+
+    Returns a tensor of ``dtype`` that lives in ``workspace``; the input is left unchanged. In half
+    precision, matrices of low effective rank are computed in the input's precision instead.
+    """
+    out, effective_rank = _iterate(normalised, schedule, dtype, workspace)
+    if dtype.itemsize < 4:
+        low_rank = effective_rank < LOW_RANK
+        if bool(low_rank.any()):
+            index = low_rank.nonzero().squeeze(1)
+            exact, _ = _iterate(normalised[index], schedule, normalised.dtype, workspace)
+            out[index] = exact.to(dtype)
+    return out
+
+
+def _iterate(
+    normalised: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
+) -> tuple[Tensor, Tensor]:
+    batch, m, n = normalised.shape
+    k, wide, device = min(m, n), m <= n, normalised.device
+
+    def take(name: str, *shape: int) -> Tensor:
+        return workspace.take(name, (batch, *shape), dtype, device)
+
+    x, y = take("x", m, n), take("y", m, n)
+    r, p, q, w = (take(name, k, k) for name in "rpqw")
+    x.copy_(normalised)
+    effective_rank = torch.empty(0)
+    step = 0
+    for length in segments(len(schedule), m, n):
+        torch.bmm(x, x.mT, out=r) if wide else torch.bmm(x.mT, x, out=r)
+        for position in range(length):
+            a, b, c = schedule[step]
+            # Writing P out and multiplying once beats a fused a·X + (bR + cR²)X: bmm runs at twice
+            # the rate of a rectangular baddbmm.
+            torch.baddbmm(r, r, r, beta=b, alpha=c, out=p)
+            if step == 0:
+                effective_rank = _effective_rank(r, p, b, c)
+            p.diagonal(dim1=1, dim2=2).add_(a)
+            if position == 0:
+                q, p = p, q
+                factor = q
+            else:
+                torch.bmm(q, p, out=w)
+                factor = p
+                q, w = w, q
+            if position < length - 1:
+                torch.bmm(r, factor, out=w)
+                torch.bmm(factor, w, out=r)
+            step += 1
+        torch.bmm(q, x, out=y) if wide else torch.bmm(x, q, out=y)
+        x, y = y, x
+    return x, effective_rank
+
+
+def _effective_rank(r: Tensor, p: Tensor, b: float, c: float) -> Tensor:
+    """(Σσ²)² / Σσ⁴ per matrix, from tr R and tr(bR + cR²); between 1 and k."""
+    trace = r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
+    mixed = p.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
+    return trace * trace / ((mixed - b * trace) / c)

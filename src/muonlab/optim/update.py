@@ -1,0 +1,188 @@
+"""One Muon update for all matrices of a parameter group, batched by shape.
+
+Legend: B matrices of a batch, each m × n. A *piece* is one block (B, m, n) of one parameter; pieces
+of one shape, from any parameters, share a batch, and a batch is small enough to stay in cache.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonlab.optim.diagnostics import Collector
+from muonlab.optim.options import update_scale
+from muonlab.optim.polar import (
+    Workspace,
+    normalise_,
+    polar_iterations,
+    svd_polar,
+    work_dtype,
+)
+from muonlab.optim.schedules import resolve_schedule
+
+# A batch of this many bytes of master values: large enough for full GEMM rate, small enough that a
+# value is still in cache when the next pass reads it (docs/decisions/0004).
+TARGET_BATCH_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Views of one block of one parameter, each (B, m, n), except ``row_moment`` (B, m, 1)."""
+
+    name: str
+    parameter: Tensor
+    gradient: Tensor
+    momentum: Tensor
+    second_moment: Tensor | None
+    active: Tensor | None  # (B, 1, 1) of 0 and 1; None when every matrix has a gradient
+
+
+def bytes_per_matrix(m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+    """Workspace bytes that one m × n matrix of a batch needs."""
+    k = min(m, n)
+    return m * n * (master.itemsize + 2 * work.itemsize) + 4 * k * k * work.itemsize
+
+
+def batches(pieces: Iterable[Piece], max_bytes: int, work_name: str) -> Iterator[list[Piece]]:
+    """Pieces of equal (m, n) and dtype, cut and joined into batches of bounded workspace."""
+    by_shape: dict[tuple[Any, ...], list[Piece]] = {}
+    for piece in pieces:
+        key = (*piece.parameter.shape[1:], piece.parameter.dtype, piece.parameter.device)
+        by_shape.setdefault(key, []).append(piece)
+    for (m, n, dtype, _), same in by_shape.items():
+        master = torch.promote_types(dtype, torch.float32)
+        work = work_dtype(work_name, torch.empty(0, dtype=master, device=same[0].parameter.device))
+        per_matrix = bytes_per_matrix(m, n, master, work)
+        limit = max(
+            1, min(max_bytes // per_matrix, TARGET_BATCH_BYTES // (m * n * master.itemsize))
+        )
+        limit = max(limit, 1)
+        batch, room = [], limit
+        for piece in same:
+            for part in _cut(piece, room, limit):
+                batch.append(part)
+                room -= part.parameter.shape[0]
+                if room == 0:
+                    yield batch
+                    batch, room = [], limit
+        if batch:
+            yield batch
+
+
+def _cut(piece: Piece, first: int, rest: int) -> Iterator[Piece]:
+    size = piece.parameter.shape[0]
+    if size <= first:
+        yield piece
+        return
+    start, stop = 0, first
+    while start < size:
+        part = slice(start, stop)
+        yield Piece(
+            name=piece.name,
+            parameter=piece.parameter[part],
+            gradient=piece.gradient[part],
+            momentum=piece.momentum[part],
+            second_moment=None if piece.second_moment is None else piece.second_moment[part],
+            active=None if piece.active is None else piece.active[part],
+        )
+        start, stop = stop, min(stop + rest, size)
+
+
+def update_batch(
+    batch: list[Piece], options: dict[str, Any], workspace: Workspace, collector: Collector | None
+) -> None:
+    """Momentum, orthogonalisation, scale, weight decay and step for one batch of equal shapes."""
+    first = batch[0].parameter
+    m, n = first.shape[1:]
+    master = torch.promote_types(first.dtype, torch.float32)
+    size = sum(piece.parameter.shape[0] for piece in batch)
+    update = workspace.take("update", (size, m, n), master, first.device)
+    slots = update.split([piece.parameter.shape[0] for piece in batch])
+
+    for piece, slot in zip(batch, slots, strict=True):
+        _accumulate(piece, slot, options["momentum"], options["nesterov"])
+    if options["second_moment"] == "adamuon":
+        update.sign_()  # 2507.11005: orthogonalise the signs
+    if options["row_equilibration"]:  # 2603.28254, variant R
+        row_norms = torch.linalg.vector_norm(update, dim=2, keepdim=True)
+        update.div_(row_norms.masked_fill_(row_norms == 0, 1.0))
+    if collector is not None:
+        collector.before(update)
+    _orthogonalise_(update, options, workspace)
+
+    scale = update_scale(options["scale"], m, n)
+    for piece, slot in zip(batch, slots, strict=True):
+        if piece.second_moment is not None:
+            _adapt_(slot, piece, options)
+        if piece.active is not None:
+            slot.mul_(piece.active)
+        if collector is not None:
+            collector.after(piece, slot, scale)
+        _apply_(piece, slot, scale, options)
+
+
+def _accumulate(piece: Piece, out: Tensor, momentum: float, nesterov: bool) -> None:
+    """M ← μM + (1 − μ)G, and G + μ(M − G) (Nesterov) or M into ``out``."""
+    gradient, buffer = piece.gradient, piece.momentum
+    if piece.active is None:
+        buffer.lerp_(gradient, 1 - momentum)
+    else:  # a weight of 0 leaves the momentum of an idle matrix as it is
+        buffer.lerp_(gradient, ((1 - momentum) * piece.active).to(buffer.dtype).expand_as(buffer))
+    if not nesterov:
+        out.copy_(buffer)
+    elif gradient.dtype == out.dtype:
+        torch.lerp(gradient, buffer, momentum, out=out)
+    else:
+        out.copy_(gradient).lerp_(buffer.to(out.dtype), momentum)
+
+
+def _orthogonalise_(update: Tensor, options: dict[str, Any], workspace: Workspace) -> None:
+    schedule = options["schedule"]
+    if schedule == "none":
+        return
+    normalise_(update)
+    if schedule == "svd":
+        update.copy_(svd_polar(update))
+        return
+    dtype = work_dtype(options["dtype"], update)
+    update.copy_(polar_iterations(update, resolve_schedule(schedule), dtype, workspace))
+
+
+def _adapt_(update: Tensor, piece: Piece, options: dict[str, Any]) -> None:
+    """Divide by the root of a running second moment, keeping each matrix's Frobenius norm.
+
+    normuon (2510.05491): one moment a row; adamuon (2507.11005): one an element.
+    """
+    moment = piece.second_moment
+    assert moment is not None
+    norms = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True)
+    square = update.square()
+    if options["second_moment"] == "normuon":
+        square = square.mean(dim=2, keepdim=True)
+    weight = 1 - options["beta2"]
+    if piece.active is None:
+        moment.lerp_(square, weight)
+    else:
+        moment.lerp_(square, (weight * piece.active).expand_as(square))
+    update.div_(moment.sqrt().add_(options["eps"]))
+    new_norms = torch.linalg.vector_norm(update, dim=(1, 2), keepdim=True)
+    update.mul_(norms / new_norms.masked_fill_(new_norms == 0, 1.0))
+
+
+def _apply_(piece: Piece, update: Tensor, scale: float, options: dict[str, Any]) -> None:
+    parameter, lr, decay = piece.parameter, options["lr"], options["weight_decay"]
+    if decay:
+        shrink = -lr * decay
+        if options["cautious"]:  # 2510.12402: decay only where the update shrinks the weight too
+            parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype) * shrink)
+        elif piece.active is not None:
+            parameter.mul_(1 + shrink * piece.active.to(parameter.dtype))
+        else:
+            parameter.mul_(1 + shrink)
+    if isinstance(lr, Tensor):
+        update.mul_(lr.to(update.device) * -scale)
+        parameter.add_(update)
+    else:
+        parameter.add_(update, alpha=-lr * scale)
