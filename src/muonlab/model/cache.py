@@ -3,6 +3,7 @@
 Shapes: B batch, S new tokens of a chunk, C capacity in tokens, G key-value heads, Dh head width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +21,7 @@ class LayerState(Protocol):
 class DecodingState:
     """The state of a whole model: one entry a layer, and how many tokens each row has read."""
 
-    layers: list[LayerState]
+    layers: Sequence[LayerState]
     lengths: list[int]
     capacity: int
 

@@ -45,6 +45,12 @@ def _block_size(mean_rows: int) -> int:
     return 128 if mean_rows >= 128 else 16 if mean_rows >= 16 else 1
 
 
+def expected_slots(num_tokens: int, top_k: int, num_experts: int) -> int:
+    """Mean number of rows after padding, as if an expert's last block were half full."""
+    num_assignments = num_tokens * top_k
+    return num_assignments + num_experts * (_block_size(num_assignments // num_experts) // 2)
+
+
 def dispatch(x: Tensor, slots: Slots) -> Tensor:
     """Copy each token's row to its slots: (N, D) -> (S, D)."""
     return _Dispatch.apply(x, slots)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
-from muonlab.model.grouped import assign_slots, combine, dispatch, grouped_linear
+from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
 from muonlab.model.layers import Linear
 
 
@@ -99,6 +99,15 @@ class MoEConfig:
     def flops_per_token(self, dim: int, layer: int) -> int:
         """Forward FLOPs of the matrix products."""
         return 2 * self.num_active_parameters(dim, layer)
+
+    def kept_values(self, dim: int, num_tokens: int, layer: int) -> int:
+        """Values that the backward pass keeps of one layer, at even expert load."""
+        hidden = self.hidden_dim * (4 if self.gated else 2)
+        shared = self.num_shared_experts * hidden
+        if not self.is_moe_layer(layer):
+            return num_tokens * (dim + shared + self.top_k * hidden)
+        slots = expected_slots(num_tokens, self.top_k, self.num_experts)
+        return slots * (2 * dim + hidden) + num_tokens * (dim + shared)
 
 
 @dataclass(frozen=True, slots=True)

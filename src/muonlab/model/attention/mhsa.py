@@ -4,12 +4,16 @@ Shapes: B batch, T tokens, D model width, H query heads, G key-value heads, Dh h
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from muonlab.model.attention.rotary import Rotary
-from muonlab.model.attention.softmax import cached_attention, causal_attention
+from muonlab.model.attention.softmax import (
+    cached_attention,
+    causal_attention,
+    kept_probabilities,
+)
 from muonlab.model.cache import Chunk, KVCache
 from muonlab.model.layers import Linear, RMSNorm
 
@@ -20,6 +24,9 @@ class MHSAConfig:
 
     ``head_dim`` defaults to model width / heads; ``qk_norm`` normalises every query and key head.
     """
+
+    causal: ClassVar[bool] = True
+    warnings: ClassVar[tuple[str, ...]] = ()
 
     kind: Literal["mhsa"] = "mhsa"
     num_heads: int = 4
@@ -63,11 +70,22 @@ class MHSAConfig:
         projections = dim * width * (2 * self.num_heads + 2 * self.kv_heads())
         return projections + (2 * width if self.qk_norm else 0)
 
-    def flops_per_token(self, dim: int, context: int) -> int:
-        """Forward FLOPs of one token that attends to ``context`` tokens."""
+    def projection_flops(self, dim: int) -> int:
+        """Forward FLOPs of one token's projections."""
         width = self.width_of_head(dim)
-        projections = 2 * dim * width * (2 * self.num_heads + 2 * self.kv_heads())
-        return projections + 4 * self.num_heads * width * context
+        return 2 * dim * width * (2 * self.num_heads + 2 * self.kv_heads())
+
+    def mixing_flops(self, dim: int, length: int) -> int:
+        """Forward FLOPs of scores and mixing, mean over the tokens of a sequence."""
+        return 2 * self.num_heads * self.width_of_head(dim) * (length + 1)
+
+    def kept_values(self, dim: int, batch: int, length: int) -> int:
+        """Values that the backward pass keeps of one layer, without its input."""
+        width = self.width_of_head(dim)
+        kept = 4 * self.num_heads * width * length  # keys and values repeated to all heads
+        if self.qk_norm:
+            kept += (self.num_heads + 2 * self.kv_heads()) * width * length
+        return batch * (kept + self.num_heads * kept_probabilities(length))
 
     def state_bytes(self, dim: int, batch: int, capacity: int, bytes_per_value: int) -> int:
         """Bytes of one layer's decoding state."""

@@ -35,6 +35,16 @@ def causal_attention(
     )
 
 
+def kept_probabilities(length: int) -> int:
+    """Values a head keeps for the backward pass on a CPU besides queries, keys, values, output."""
+    if length > EXPLICIT_MAX_LENGTH:
+        return 0
+    return sum(
+        (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
+        for start in range(0, length, BLOCK)
+    )
+
+
 def cached_attention(
     queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, *, scale: float
 ) -> Tensor:
