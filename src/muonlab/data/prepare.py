@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import logging
 import math
 import os
 import time
@@ -22,7 +23,9 @@ from .splits import DocumentSplit, Split
 from .tokenizer import TextTokenizer, TokenizerConfig, TrainBPE
 from .tokens import TokenData
 
-DOCUMENTS_PER_WORKER = 16
+DOCUMENTS_PER_WORKER = 16  # in flight
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,19 +56,22 @@ class DataConfig:
         A cache that is missing, unfinished or damaged is built by ``num_workers`` threads (all
         cores by default); of several processes one builds and the others wait. Raises `DataError`.
         """
-        directory = cache_dir / self.cache_key()
-        end_of_text = self.tokenizer.end_of_text
         try:
+            directory = cache_dir / self.cache_key()
             with contextlib.suppress(CacheDamagedError):
-                return TokenData(directory, self.split, end_of_text)
+                return self._open(directory)
             cache_dir.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{directory}.lock"):
-                with contextlib.suppress(CacheDamagedError):  # another process was faster
-                    return TokenData(directory, self.split, end_of_text)
-                self._build(directory, num_workers or os.cpu_count() or 1, progress)
-                return TokenData(directory, self.split, end_of_text)
+                try:
+                    return self._open(directory)  # another process was faster
+                except CacheDamagedError as damage:
+                    if directory.exists():
+                        logger.warning("%s; building it again", damage)
+                    self._build(directory, num_workers or os.cpu_count() or 1, progress)
+                    return self._open(directory)
         except OSError as error:
-            raise DataError(f"token cache {directory}: {error.strerror or error}") from error
+            where = error.filename or cache_dir  # a full disk does not say which file
+            raise DataError(f"{where}: {error.strerror or error}") from error
 
     def cache_key(self) -> str:
         """The name of this data's cache: a hash of its content, its tokenizer and its options."""
@@ -83,6 +89,9 @@ class DataConfig:
         texts = (text for text in self.source.documents() if text)
         for text in itertools.islice(texts, self.max_documents):
             yield text[: self.max_characters_per_document]
+
+    def _open(self, directory: Path) -> TokenData:
+        return TokenData(directory, self.split, self.tokenizer.end_of_text)
 
     def _build(self, directory: Path, num_workers: int, progress: bool) -> None:
         columns = (

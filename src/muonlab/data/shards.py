@@ -78,8 +78,7 @@ class ShardWriter:
             "text_bytes": self.text_bytes,
             "files": {file.name: _describe(file) for file in sorted(self.aside.iterdir())},
         }
-        manifest["checksum"] = _manifest_checksum(manifest)
-        (self.aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (self.aside / "manifest.json").write_bytes(_manifest_content(manifest))
         for path in (*self.aside.iterdir(), self.aside):
             _fsync(path)
         shutil.rmtree(self.directory, ignore_errors=True)  # a damaged one
@@ -94,10 +93,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     costs more than that.
     """
     try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+        content = (directory / "manifest.json").read_bytes()
+        manifest = json.loads(content)
         if manifest["format"] != FORMAT_VERSION:
             raise CacheDamagedError(f"{directory}: written in format {manifest['format']}")
-        if manifest.pop("checksum") != _manifest_checksum(manifest):
+        del manifest["checksum"]
+        if content != _manifest_content(manifest):
             raise CacheDamagedError(f"{directory}: manifest.json has changed")
         for name, expected in manifest["files"].items():
             path = directory / name
@@ -121,8 +122,10 @@ def _describe(path: Path) -> dict[str, int | str]:
     return {"size_bytes": path.stat().st_size, "sha256": digest}
 
 
-def _manifest_checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _manifest_content(manifest: dict[str, Any]) -> bytes:
+    """A manifest as it stands on disk, with its own checksum in it."""
+    checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return json.dumps(manifest | {"checksum": checksum}, indent=1, sort_keys=True).encode()
 
 
 def _fsync(path: Path) -> None:

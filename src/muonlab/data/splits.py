@@ -56,6 +56,10 @@ class DocumentSplit:
         """The stream that holds a split's windows."""
         return split
 
+    def tokens_needed(self, batch_size: int, sequence_length: int) -> int:
+        """The fewest training tokens that make one batch."""
+        return (batch_size + 1) * sequence_length
+
     def num_train_windows(self, num_tokens: int, sequence_length: int) -> int:
         """Windows per epoch; one less than would fit, so that every offset below T has as many."""
         return num_tokens // sequence_length - 1
@@ -110,6 +114,10 @@ class LeakyWindowSplit:
         if split == "test":
             raise DataError("the leaky window split has no test split, only train and validation")
         return "train"
+
+    def tokens_needed(self, batch_size: int, sequence_length: int) -> int:
+        """The fewest tokens that make one training batch, or one more."""
+        return sequence_length + 1 + int(batch_size / (1 - self.validation_fraction))
 
     def num_train_windows(self, num_tokens: int, sequence_length: int) -> int:
         """Training windows per epoch: a T-fold repetition of the text."""

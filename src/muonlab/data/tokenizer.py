@@ -112,8 +112,6 @@ class TokenizerFile:
             return self.path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path}: not UTF-8 at byte {error.start}") from None
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

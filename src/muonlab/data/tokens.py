@@ -73,12 +73,13 @@ class TokenData:
 
         A pure function of its arguments. An epoch is a shuffle of windows; see the split.
         """
-        num_windows = self.num_windows(sequence_length)
-        if num_windows < batch_size:
+        tokens_needed = self.split.tokens_needed(batch_size, sequence_length)
+        if self.num_tokens("train") < tokens_needed:
             raise DataError(
-                f"the training split is too small: {batch_size} windows of {sequence_length} "
-                f"tokens needed, {max(num_windows, 0)} found in {self.num_tokens('train')} tokens"
+                f"the training split is too small for a batch of {batch_size} × {sequence_length}: "
+                f"{tokens_needed} tokens needed, {self.num_tokens('train')} found"
             )
+        num_windows = self.num_windows(sequence_length)
         epoch, position = divmod(step * batch_size, num_windows)
         starts = self._epoch_starts(sequence_length, seed, epoch)[position : position + batch_size]
         if len(starts) < batch_size:
@@ -110,10 +111,10 @@ class TokenData:
             window_starts = starts[first : first + batch_size]
             windows = self._gather(stream, window_starts, sequence_length)
             targets = windows[:, 1:].clone()
-            positions = torch.from_numpy(window_starts)[:, None] + torch.arange(
-                1, sequence_length + 1
-            )
-            targets[positions >= num_tokens] = IGNORED_TARGET
+            num_targets = torch.from_numpy(num_tokens - 1 - window_starts)[
+                :, None
+            ]  # left in stream
+            targets[torch.arange(sequence_length) >= num_targets] = IGNORED_TARGET
             yield windows[:, :-1], targets
 
     def _gather(self, stream: SplitName, starts: np.ndarray, sequence_length: int) -> torch.Tensor:
