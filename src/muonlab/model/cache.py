@@ -53,11 +53,12 @@ class KVCache:
 
     Rows may differ in length: a row's tokens past its own length are overwritten by its next
     tokens before any query can reach them, since a query at position p sees positions <= p only.
+    Zeros, not garbage: a masked slot's weight is 0, and 0 · NaN is NaN.
     """
 
     def __init__(self, batch: int, heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, capacity, head_dim)
-        self.values = like.new_empty(batch, heads, capacity, head_dim)
+        self.keys = like.new_zeros(batch, heads, capacity, head_dim)
+        self.values = like.new_zeros(batch, heads, capacity, head_dim)
 
     def append(self, keys: Tensor, values: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Store (B, G, S, Dh) at the chunk's positions; return all of (B, G, chunk.end, Dh)."""

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from muonlab.model.attention import AttentionConfig, MHSAConfig
+from muonlab.model.attention.rotary import Rotary
 from muonlab.model.cache import Chunk, DecodingState
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.layers import Linear, RMSNorm
@@ -145,6 +146,13 @@ class LanguageModel(nn.Module):
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, V) in fp32; for tests and export, not for training."""
         return self.head(self._hidden(tokens, None)[0]).float()
+
+    def extend_positions(self, max_length: int) -> None:
+        """Allow sequences of ``max_length`` tokens, beyond what the model was trained for."""
+        with self.norm.weight.device:
+            for module in self.modules():
+                if isinstance(module, Rotary):
+                    module.extend(max_length)
 
     def new_state(self, batch: int, capacity: int) -> DecodingState:
         """Preallocated decoding state for ``batch`` rows of up to ``capacity`` tokens."""

@@ -16,8 +16,15 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, max_length: int, base: float) -> None:
         super().__init__()
-        frequency = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angle = torch.outer(torch.arange(max_length, dtype=torch.float64), frequency)
+        self.head_dim = head_dim
+        self.base = base
+        self.extend(max_length)
+
+    def extend(self, max_length: int) -> None:
+        """Compute the tables for ``max_length`` tokens."""
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
+        positions = torch.arange(max_length, dtype=torch.float64)
+        angle = torch.outer(positions, self.base**-exponent)
         self.register_buffer("cosine", angle.cos().float(), persistent=False)  # (T, Dh/2)
         self.register_buffer("sine", angle.sin().float(), persistent=False)
 
