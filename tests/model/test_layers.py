@@ -40,7 +40,9 @@ def complex_rotation(x: torch.Tensor, positions: torch.Tensor, base: float) -> t
     half = x.shape[-1] // 2
     frequency = base ** -(torch.arange(half, dtype=torch.float64) / half)
     angle = positions[..., None, None] * frequency
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(angle), angle)
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
+        torch.ones_like(angle), angle
+    )
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 

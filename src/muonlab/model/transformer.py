@@ -56,7 +56,8 @@ class ModelConfig:
 
     def build(self, seed: int, device: torch.device | str = "cpu") -> "LanguageModel":
         """The model with weights initialised from ``seed`` (none on the meta device)."""
-        with torch.device(device):
+        # init_weights overwrites torch's own random values: they leave the global stream alone
+        with torch.device(device), torch.random.fork_rng(devices=[]):
             model = LanguageModel(self)
         if torch.device(device).type != "meta":
             init_weights(model, seed)
