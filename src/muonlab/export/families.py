@@ -1,0 +1,215 @@
+"""Which `transformers` class computes a model, and that class's configuration, both ways."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from muonlab.model import ModelConfig
+from muonlab.model.attention import MHSAConfig
+from muonlab.model.ffn import DenseConfig
+from muonlab.model.moe import MoEConfig
+
+
+class ExportError(ValueError):
+    """A model that cannot leave for Hugging Face, or come back, in one line that says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One causal language model class of `transformers` and how it names its tensors."""
+
+    name: str
+    model_type: str
+    moe_module: str = "mlp"
+    expert_matrices: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+
+    @property
+    def architecture(self) -> str:
+        return f"{self.name}ForCausalLM"
+
+
+LLAMA = Family("Llama", "llama")
+ARCEE = Family("Arcee", "arcee")  # Llama with a feed-forward of two matrices
+QWEN3 = Family("Qwen3", "qwen3")
+MIXTRAL = Family("Mixtral", "mixtral", "block_sparse_moe", ("w1", "w3", "w2"))
+QWEN3_MOE = Family("Qwen3Moe", "qwen3_moe")
+FAMILIES = {family.model_type: family for family in (LLAMA, ARCEE, QWEN3, MIXTRAL, QWEN3_MOE)}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The class that computes this model exactly; raises ExportError with the reasons."""
+    if config.scale_embedding:
+        raise ExportError("scale_embedding is True; no class of this export scales embeddings")
+    if not isinstance(config.attention, MHSAConfig):
+        raise ExportError(f"attention is {config.attention.kind!r}; no transformers class has it")
+    if isinstance(config.ffn, DenseConfig):
+        obstacles = _dense_obstacles(config, config.attention, config.ffn)
+    else:
+        obstacles = _moe_obstacles(config.attention, config.ffn)
+    for family, reasons in obstacles.items():
+        if not reasons:
+            return family
+    listed = "; ".join(
+        f"{family.name} needs {', '.join(reasons)}" for family, reasons in obstacles.items()
+    )
+    raise ExportError(f"no transformers class computes this model: {listed}")
+
+
+def _dense_obstacles(
+    config: ModelConfig, attention: MHSAConfig, ffn: DenseConfig
+) -> dict[Family, list[str]]:
+    plain = {
+        "qk_norm=False": not attention.qk_norm,
+        "a dim that num_heads divides": config.dim % attention.num_heads == 0,
+    }
+    return {
+        LLAMA: _unmet({"gated=True": ffn.gated, **plain}),
+        ARCEE: _unmet({"gated=False": not ffn.gated, **plain}),
+        QWEN3: _unmet({"gated=True": ffn.gated, "qk_norm=True": attention.qk_norm}),
+    }
+
+
+def _moe_obstacles(attention: MHSAConfig, ffn: MoEConfig) -> dict[Family, list[str]]:
+    both = {
+        "gated=True": ffn.gated,
+        "gate='softmax'": ffn.gate == "softmax",
+        "num_shared_experts=0": ffn.num_shared_experts == 0,
+        "balancing without a selection bias": ffn.balancing != "bias",
+        "routed_scale=1": ffn.routed_scale == 1,
+    }
+    return {
+        MIXTRAL: _unmet(
+            {
+                "qk_norm=False": not attention.qk_norm,
+                "normalize_gates=True": ffn.normalize_gates,
+                "every=1": ffn.every == 1,
+                **both,
+            }
+        ),
+        QWEN3_MOE: _unmet({"qk_norm=True": attention.qk_norm, **both}),
+    }
+
+
+def _unmet(requirements: Mapping[str, bool]) -> list[str]:
+    return [need for need, met in requirements.items() if not met]
+
+
+def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The content of ``config.json``, without token ids and dtype."""
+    attention, ffn = config.attention, config.ffn
+    fields: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_head,
+        "initializer_range": config.init_std,
+        "hidden_act": ffn.activation,
+        "attention_bias": False,
+        "attention_dropout": config.dropout,
+        "rope_theta": attention.rope_base,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.kv_heads(),
+        "head_dim": attention.width_of_head(config.dim),
+    }
+    if isinstance(ffn, DenseConfig):
+        return fields | {"intermediate_size": ffn.hidden_dim}
+    fields |= {
+        "num_experts_per_tok": ffn.top_k,
+        "router_aux_loss_coef": ffn.auxiliary_coefficient,
+    }
+    if family is MIXTRAL:
+        return fields | {"num_local_experts": ffn.num_experts, "intermediate_size": ffn.hidden_dim}
+    return fields | {
+        "num_experts": ffn.num_experts,
+        "moe_intermediate_size": ffn.hidden_dim,
+        "intermediate_size": ffn.dense_hidden_dim(),
+        "decoder_sparse_step": ffn.every,
+        "norm_topk_prob": ffn.normalize_gates,
+    }
+
+
+# what our models do not have: (key, the only legal value)
+ABSENT = (
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("rope_scaling", None),
+    ("use_sliding_window", False),
+    ("mlp_only_layers", []),
+)
+
+
+def from_hf(fields: Mapping[str, Any], name: str) -> tuple[ModelConfig, Family]:
+    """Our config of a ``config.json``; ``name`` stands in the error."""
+    family = FAMILIES.get(fields.get("model_type", ""))
+    if family is None:
+        legal = ", ".join(FAMILIES)
+        raise ExportError(
+            f"{name}: model_type is {fields.get('model_type')!r}; expected one of {legal}"
+        )
+    for key, legal in ABSENT:
+        if fields.get(key, legal) not in (legal, None):
+            raise ExportError(f"{name}: {key} is {fields[key]!r}; only {legal!r} can be imported")
+    try:
+        config = ModelConfig(
+            vocab_size=fields["vocab_size"],
+            dim=fields["hidden_size"],
+            num_layers=fields["num_hidden_layers"],
+            max_length=fields["max_position_embeddings"],
+            attention=_attention_from_hf(fields, family, name),
+            ffn=_ffn_from_hf(fields, family),
+            tie_head=fields["tie_word_embeddings"],
+            dropout=fields["attention_dropout"],
+            norm_eps=fields["rms_norm_eps"],
+            init_std=fields["initializer_range"],
+        )
+    except KeyError as error:
+        raise ExportError(f"{name}: {error.args[0]} is missing") from None
+    return config, family
+
+
+def _attention_from_hf(fields: Mapping[str, Any], family: Family, name: str) -> MHSAConfig:
+    heads = fields["num_attention_heads"]
+    kv_heads = fields["num_key_value_heads"]
+    head_dim = fields["head_dim"]
+    return MHSAConfig(
+        num_heads=heads,
+        num_kv_heads=None if kv_heads == heads else kv_heads,
+        head_dim=None if head_dim * heads == fields["hidden_size"] else head_dim,
+        rope_base=_rope_base(fields, name),
+        qk_norm=family in (QWEN3, QWEN3_MOE),
+    )
+
+
+def _rope_base(fields: Mapping[str, Any], name: str) -> float:
+    rope = fields.get("rope_parameters")  # transformers 5 writes this, 4 wrote rope_theta
+    if rope is None:
+        return fields["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        raise ExportError(f"{name}: rope_type is {rope['rope_type']!r}; expected 'default'")
+    return rope["rope_theta"]
+
+
+def _ffn_from_hf(fields: Mapping[str, Any], family: Family) -> DenseConfig | MoEConfig:
+    if family in (LLAMA, ARCEE, QWEN3):
+        return DenseConfig(
+            hidden_dim=fields["intermediate_size"],
+            activation=fields["hidden_act"],
+            gated=family is not ARCEE,
+        )
+    mixtral = family is MIXTRAL
+    # transformers 5 saves every family's count under Mixtral's name
+    num_experts = "num_local_experts" if "num_local_experts" in fields else "num_experts"
+    return MoEConfig(
+        hidden_dim=fields["intermediate_size" if mixtral else "moe_intermediate_size"],
+        activation=fields["hidden_act"],
+        gated=True,
+        num_experts=fields[num_experts],
+        top_k=fields["num_experts_per_tok"],
+        normalize_gates=mixtral or fields["norm_topk_prob"],
+        auxiliary_coefficient=fields["router_aux_loss_coef"],
+        every=1 if mixtral else fields["decoder_sparse_step"],
+    )
