@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from invented_corpus import write_jsonl
 
@@ -38,6 +38,14 @@ def test_splits_partition_the_documents(data: TokenData, documents: list[str]) -
         assert texts == [text for text in documents if data.split.assign(text) == name]
 
 
+def test_tokenizer_is_trained_on_training_documents_alone(
+    config: DataConfig, data: TokenData, documents: list[str]
+) -> None:
+    training = [text for text in documents if data.split.assign(text) == "train"]
+    assert data.tokenizer.to_json() == config.tokenizer.build(training).to_json()
+    assert data.tokenizer.to_json() != config.tokenizer.build(documents).to_json()
+
+
 def test_token_and_byte_counts(data: TokenData) -> None:
     for name in SPLIT_NAMES:
         texts = texts_of(data, name)
@@ -68,6 +76,7 @@ def test_fractions_hold_on_average() -> None:
     assert names != [salted.assign(str(index)) for index in range(20_000)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2000), st.integers(0, 99), st.integers(0, 99))
 def test_an_epoch_holds_every_window_once(T: int, extra: int, seed: int, epoch: int) -> None:
     num_tokens = 2 * T + extra
@@ -97,6 +106,8 @@ def test_leaky_split_is_the_published_one(config: DataConfig, tmp_path: Path) ->
     stream = [i for text in leaky.documents() for i in data.tokenizer.encode(text)][:num_tokens]
     stored = np.concatenate([data.document("train", d) for d in range(data.num_documents("train"))])
     assert stored.tolist() == stream
+    num_bytes = len(data.tokenizer.decode(stream).encode())
+    assert data.bytes_per_token("train") == num_bytes / num_tokens
 
     windows = [stream[start : start + T + 1] for start in range(num_tokens - T)]
     num_train = int(0.9 * len(windows))
