@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_init_std():
     config = ModelConfig(vocab_size=500, dim=128, num_layers=2, init_std=0.05)
     model = config.build(0)
     assert model.embedding.weight.std().item() == pytest.approx(0.05, rel=0.03)
-    attention = model.layers()[0].attention
+    attention: Any = model.layers()[0].attention
     assert attention.qkv.weight.std().item() == pytest.approx(0.05, rel=0.03)
     assert attention.out.weight.std().item() == pytest.approx(0.05 / math.sqrt(4), rel=0.03)
     assert torch.equal(model.norm.weight, torch.ones(128))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from muonlab.model import LanguageModel, ModelConfig
-from muonlab.model.attention import MHSAConfig
-from muonlab.model.ffn import DenseConfig
+from muonlab.model.attention import MHSAConfig, MLAConfig
+from muonlab.model.ffn import DenseConfig, FeedForward
 from muonlab.model.moe import MoE, MoEConfig
 
 transformers = pytest.importorskip("transformers")
@@ -131,4 +131,71 @@ def test_moe_model_equals_mixtral():
     )
     tokens = torch.randint(V, (3, T))
     expected = their_logits(theirs, state, tokens)
+    torch.testing.assert_close(model.logits(tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("query_rank", [None, 12])
+def test_mla_model_equals_deepseek_v3(query_rank: int | None):
+    H, R, N, P, F = 4, 10, 8, 6, 24
+    attention = MLAConfig(num_heads=H, kv_rank=R, query_rank=query_rank, rope_dim=P)
+    ffn = MoEConfig(
+        hidden_dim=F,
+        num_experts=5,
+        gated=True,
+        gate="sigmoid",
+        balancing="bias",
+        num_shared_experts=2,
+        routed_scale=1.5,
+    )
+    model = spread(model_config(attention, ffn).build(0))
+    state = common_weights(model)
+    for i, block in enumerate(model.layers()):
+        ours: Any = block.attention
+        experts = cast(MoE, block.ffn)
+        experts.selection_bias.copy_(torch.randn(5))
+        keys, values = ours.kv_up.weight.view(2, H, N, R)
+        shared_gate, shared_up = cast(FeedForward, experts.shared).expand.weight.chunk(2)
+        theirs = {
+            "self_attn.kv_a_proj_with_mqa.weight": ours.kv_down.weight,
+            "self_attn.kv_a_layernorm.weight": ours.latent_norm.weight,
+            "self_attn.kv_b_proj.weight": torch.cat((keys, values), dim=1).flatten(0, 1),
+            "self_attn.o_proj.weight": ours.out.weight,
+            "mlp.gate.weight": experts.router.weight,
+            "mlp.gate.e_score_correction_bias": experts.selection_bias,
+            "mlp.experts.gate_up_proj": experts.expand,
+            "mlp.experts.down_proj": experts.out,
+            "mlp.shared_experts.gate_proj.weight": shared_gate,
+            "mlp.shared_experts.up_proj.weight": shared_up,
+            "mlp.shared_experts.down_proj.weight": cast(FeedForward, experts.shared).out.weight,
+        }
+        if query_rank is None:
+            theirs["self_attn.q_proj.weight"] = ours.query.weight
+        else:
+            theirs["self_attn.q_a_proj.weight"] = ours.query[0].weight
+            theirs["self_attn.q_a_layernorm.weight"] = ours.query[1].weight
+            theirs["self_attn.q_b_proj.weight"] = ours.query[2].weight
+        state |= {f"model.layers.{i}.{name}": value for name, value in theirs.items()}
+    model_of_theirs = transformers.DeepseekV3ForCausalLM(
+        transformers.DeepseekV3Config(
+            **SHAPES,
+            num_key_value_heads=H,
+            kv_lora_rank=R,
+            q_lora_rank=query_rank,
+            qk_rope_head_dim=P,
+            qk_nope_head_dim=N,
+            v_head_dim=N,
+            rope_interleave=False,
+            moe_intermediate_size=F,
+            n_routed_experts=5,
+            num_experts_per_tok=2,
+            n_shared_experts=2,
+            routed_scaling_factor=1.5,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=0,
+            num_mtp_layers=0,
+        )
+    )
+    tokens = torch.randint(V, (3, T))
+    expected = their_logits(model_of_theirs, state, tokens)
     torch.testing.assert_close(model.logits(tokens), expected, rtol=1e-5, atol=1e-5)

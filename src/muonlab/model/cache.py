@@ -32,17 +32,27 @@ class DecodingState:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Where S new tokens stand in each row's sequence."""
+    """Where S new tokens stand in each row's sequence, and which of them count."""
 
     positions: Tensor  # (B, S) int64
+    lengths: list[int]  # tokens that each row has read before
+    num_valid: list[int]  # new tokens of each row that count; padding follows them
     start: int | None  # the common start if all rows are equally long, else None
     end: int  # one past the largest position: how much of the cache is in use
 
     @classmethod
-    def after(cls, lengths: list[int], num_tokens: int, device: torch.device) -> "Chunk":
+    def after(
+        cls,
+        lengths: list[int],
+        num_tokens: int,
+        device: torch.device,
+        num_valid: list[int] | None = None,
+    ) -> "Chunk":
         start = torch.tensor(lengths, device=device).unsqueeze(1)
         return cls(
             positions=start + torch.arange(num_tokens, device=device),
+            lengths=lengths,
+            num_valid=num_valid or [num_tokens] * len(lengths),
             start=lengths[0] if len(set(lengths)) == 1 else None,
             end=max(lengths) + num_tokens,
         )
@@ -53,7 +63,6 @@ class KVCache:
 
     Rows may differ in length: a row's tokens past its own length are overwritten by its next
     tokens before any query can reach them, since a query at position p sees positions <= p only.
-    Zeros, not garbage: a masked slot's weight is 0, and 0 · NaN is NaN.
     """
 
     def __init__(self, batch: int, heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
@@ -63,12 +72,35 @@ class KVCache:
     def append(self, keys: Tensor, values: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Store (B, G, S, Dh) at the chunk's positions; return all of (B, G, chunk.end, Dh)."""
         for buffer, new in ((self.keys, keys), (self.values, values)):
-            if chunk.start is not None:
-                buffer[:, :, chunk.start : chunk.end] = new
-            else:
-                rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
-                buffer[rows, :, chunk.positions] = new.transpose(1, 2)
+            _write(buffer.transpose(1, 2), new.transpose(1, 2), chunk)
         return self.keys[:, :, : chunk.end], self.values[:, :, : chunk.end]
 
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
+        return self.keys.nbytes + self.values.nbytes
+
+
+class LatentCache:
+    """Preallocated latents with their rotary keys, (B, C, R + P), shared by all heads.
+
+    Rows may differ in length, as in `KVCache`.
+    """
+
+    def __init__(self, batch: int, capacity: int, width: int, like: Tensor) -> None:
+        self.latents = like.new_zeros(batch, capacity, width)
+
+    def append(self, latents: Tensor, chunk: Chunk) -> Tensor:
+        """Store (B, S, R + P) at the chunk's positions; return all of (B, chunk.end, R + P)."""
+        _write(self.latents, latents, chunk)
+        return self.latents[:, : chunk.end]
+
+    def num_bytes(self) -> int:
+        return self.latents.nbytes
+
+
+def _write(buffer: Tensor, new: Tensor, chunk: Chunk) -> None:
+    """Copy ``new`` (B, S, …) to the chunk's positions of ``buffer`` (B, C, …)."""
+    if chunk.start is not None:
+        buffer[:, chunk.start : chunk.end] = new
+    else:
+        rows = torch.arange(new.shape[0], device=new.device).unsqueeze(1)
+        buffer[rows, chunk.positions] = new

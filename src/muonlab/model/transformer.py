@@ -171,7 +171,7 @@ class LanguageModel(nn.Module):
         Raises ValueError if the state has no room.
         """
         num_new = tokens.shape[1]
-        chunk = Chunk.after(state.lengths, num_new, tokens.device)
+        chunk = Chunk.after(state.lengths, num_new, tokens.device, num_valid)
         if chunk.end > state.capacity:
             raise ValueError(
                 f"{chunk.end} tokens do not fit the decoding state of {state.capacity}"
@@ -179,7 +179,7 @@ class LanguageModel(nn.Module):
         x = self._embed(tokens)
         for block, layer_state in zip(self.layers(), state.layers, strict=True):
             x = block.decode(x, layer_state, chunk)
-        valid = num_valid or [num_new] * tokens.shape[0]
+        valid = chunk.num_valid
         state.lengths = [length + new for length, new in zip(state.lengths, valid, strict=True)]
         rows = torch.arange(tokens.shape[0], device=tokens.device)
         last = x[rows, torch.tensor(valid, device=tokens.device) - 1]  # (B, D)

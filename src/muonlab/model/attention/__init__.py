@@ -1,8 +1,12 @@
 """Every attention kind; this union is the only registry (CLI, JSON and tests derive from it)."""
 
-from muonlab.model.attention.mhsa import MHSA, MHSAConfig
+from typing import Annotated
 
-AttentionConfig = MHSAConfig
-Attention = MHSA
+from pydantic import Field
 
-__all__ = ["MHSA", "Attention", "AttentionConfig", "MHSAConfig"]
+from muonlab.model.attention.mhsa import MHSAConfig
+from muonlab.model.attention.mla import MLAConfig
+
+AttentionConfig = Annotated[MHSAConfig | MLAConfig, Field(discriminator="kind")]
+
+__all__ = ["AttentionConfig", "MHSAConfig", "MLAConfig"]
