@@ -44,8 +44,9 @@ def test_equals_the_formula_with_gradients(length: int, heads: int, kv_heads: in
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_both_kernels_agree(monkeypatch: pytest.MonkeyPatch):
-    inputs = random_inputs(BLOCK + 9, 4, 2, torch.float32, value_dim=4)
+@pytest.mark.parametrize("value_dim", [3, 4, 6])
+def test_both_kernels_agree(value_dim: int, monkeypatch: pytest.MonkeyPatch):
+    inputs = random_inputs(BLOCK + 9, 4, 2, torch.float32, value_dim)
     explicit = causal_attention(*inputs, scale=0.5)
     gradients = torch.autograd.grad(explicit.square().sum(), inputs)
     monkeypatch.setattr(softmax, "EXPLICIT_MAX_LENGTH", 0)
