@@ -1,11 +1,17 @@
 """Text to token batches: sources, tokenizers, splits, a verified cache, batches by seed."""
 
-from .errors import DataError
-from .prepare import DataConfig
-from .sources import BuiltinConfig, HubConfig, LocalConfig, Source
-from .splits import DocumentSplit, LeakyWindowSplit, Split, SplitName
-from .tokenizer import HubTokenizer, TextTokenizer, TokenizerConfig, TokenizerFile, TrainBPE
-from .tokens import IGNORED_TARGET, TokenData
+from muonlab.data.errors import DataError
+from muonlab.data.prepare import DataConfig
+from muonlab.data.sources import BuiltinConfig, HubConfig, LocalConfig, Source
+from muonlab.data.splits import DocumentSplit, LeakyWindowSplit, Split, SplitName
+from muonlab.data.tokenizer import (
+    HubTokenizer,
+    TextTokenizer,
+    TokenizerConfig,
+    TokenizerFile,
+    TrainBPE,
+)
+from muonlab.data.tokens import IGNORED_TARGET, TokenData
 
 __all__ = [
     "IGNORED_TARGET",

@@ -16,12 +16,12 @@ import filelock
 import rich.console
 import rich.progress
 
-from .errors import DataError
-from .shards import FORMAT_VERSION, CacheDamagedError, ShardWriter
-from .sources import BuiltinConfig, Source
-from .splits import DocumentSplit, Split
-from .tokenizer import TextTokenizer, TokenizerConfig, TrainBPE
-from .tokens import TokenData
+from muonlab.data.errors import DataError
+from muonlab.data.shards import FORMAT_VERSION, CacheDamagedError, ShardWriter
+from muonlab.data.sources import BuiltinConfig, Source
+from muonlab.data.splits import DocumentSplit, Split
+from muonlab.data.tokenizer import TextTokenizer, TokenizerConfig, TrainBPE
+from muonlab.data.tokens import TokenData
 
 DOCUMENTS_PER_WORKER = 16  # in flight
 

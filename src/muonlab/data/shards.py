@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .splits import SPLIT_NAMES, SplitName
+from muonlab.data.splits import SPLIT_NAMES, SplitName
 
 FORMAT_VERSION = 1
 

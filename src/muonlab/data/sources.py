@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow
 import pyarrow.parquet
+from pydantic import Field
 
-from .errors import DataError
+from muonlab.data.errors import DataError
 
 LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
@@ -130,7 +131,7 @@ class HubConfig:
             raise DataError(f"data set {self.name}: {first_line(error)}") from error
 
 
-Source = BuiltinConfig | LocalConfig | HubConfig
+Source = Annotated[BuiltinConfig | LocalConfig | HubConfig, Field(discriminator="kind")]
 
 
 def first_line(error: Exception) -> str:

@@ -5,12 +5,13 @@ N tokens in a stream, T the sequence length; a window is T inputs and the T targ
 
 import hashlib
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from .errors import DataError
+from muonlab.data.errors import DataError
 
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -144,7 +145,7 @@ class LeakyWindowSplit:
         return torch.randperm(max(num_tokens - sequence_length, 0), generator=generator).numpy()
 
 
-Split = DocumentSplit | LeakyWindowSplit
+Split = Annotated[DocumentSplit | LeakyWindowSplit, Field(discriminator="kind")]
 
 
 def _check_fraction(name: str, value: float) -> None:

@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tokenizers
+from pydantic import Field
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from .errors import DataError
-from .sources import first_line
+from muonlab.data.errors import DataError
+from muonlab.data.sources import first_line
 
 END_OF_TEXT = "<|endoftext|>"
 NUM_BYTES = 256
@@ -134,7 +135,7 @@ class HubTokenizer:
         return TextTokenizer(backend, self.end_of_text)
 
 
-TokenizerConfig = TrainBPE | TokenizerFile | HubTokenizer
+TokenizerConfig = Annotated[TrainBPE | TokenizerFile | HubTokenizer, Field(discriminator="kind")]
 
 
 def parse_tokenizer(json_text: str, end_of_text: str, name: str) -> TextTokenizer:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import DataError
-from .shards import open_shard, read_manifest
-from .splits import SPLIT_NAMES, Split, SplitName
-from .tokenizer import parse_tokenizer
+from muonlab.data.errors import DataError
+from muonlab.data.shards import open_shard, read_manifest
+from muonlab.data.splits import SPLIT_NAMES, Split, SplitName
+from muonlab.data.tokenizer import parse_tokenizer
 
 IGNORED_TARGET = -100  # torch.nn.functional.cross_entropy's default ignore_index
 
