@@ -1,11 +1,13 @@
 """The accounting against the real model: parameters, kept activations, decoding state."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from muonlab.model import LanguageModel, ModelConfig
 from muonlab.model.accounting import account
-from muonlab.model.attention import MHSAConfig
+from muonlab.model.attention import MHLAConfig, MHSAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 
@@ -33,6 +35,13 @@ def test_p2s_model_has_its_published_size():
     costs = account(P2)
     assert costs.parameters == 79_059_840
     assert costs.active_parameters == 36_592_512
+
+
+def test_p2s_latent_model_has_its_published_size():
+    costs = account(replace(P2, attention=MHLAConfig(num_heads=8, num_latents=64)))
+    assert costs.parameters == 81_861_504
+    embedding, norms = costs.parts[0].parameters, 2 * 6 * 384 + 384
+    assert costs.parameters - embedding - norms == 62_982_144  # what P2's grouping gives to Muon
 
 
 def test_flops_of_p2s_model_by_hand():

@@ -16,15 +16,18 @@ from torch import Tensor
 
 from muonlab.model import ModelConfig
 from muonlab.model.accounting import account
-from muonlab.model.attention import AttentionConfig, MHSAConfig, MLAConfig
+from muonlab.model.attention import AttentionConfig, MHLAConfig, MHSAConfig, MLAConfig
 from muonlab.model.cache import Chunk
 from muonlab.model.ffn import DenseConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
 
 DIM, T = 16, 23
 DEFAULTS = [config() for config in get_args(get_args(AttentionConfig)[0])]
 VARIANTS = [
     MHSAConfig(num_kv_heads=2, qk_norm=True),
     MHSAConfig(num_heads=2, num_kv_heads=1, head_dim=6),
+    MHLAConfig(num_heads=2, num_latents=5),
     MLAConfig(kv_rank=6, rope_dim=4),
     MLAConfig(kv_rank=6, rope_dim=2, query_rank=5, head_dim=3, qk_norm=True),
 ]
@@ -281,6 +284,24 @@ def test_noise_cannot_be_predicted(config: AttentionConfig):
     assert loss > math.log(64) - 3 * error
 
 
+@pytest.mark.parametrize("config", [c for c in DEFAULTS if not c.causal], ids=lambda c: c.kind)
+def test_the_control_predicts_noise(config: AttentionConfig):
+    loss, error = trained_on_noise(config)
+    assert loss < math.log(64) - 3 * error
+
+
+@every_other
+def test_what_is_not_causal_says_so_and_refuses_to_decode(config: AttentionConfig):
+    model_config = ModelConfig(vocab_size=31, dim=DIM, num_layers=1, attention=config)
+    with pytest.warns(UserWarning, match="is not causal"):
+        model = model_config.build(0)
+    with pytest.raises(ValueError, match="is not causal"):
+        model.new_state(1, 8)
+    with pytest.raises(ValueError, match="is not causal"):
+        config.state_bytes(DIM, 1, 8, 4)
+    assert account(model_config).state_bytes == 0
+
+
 @every_causal
 def test_whole_model_decodes_like_its_full_pass(config: AttentionConfig):
     model_config = ModelConfig(
@@ -310,6 +331,8 @@ def test_warnings_name_what_is_not_causal(config: AttentionConfig):
         (MHSAConfig, {"num_kv_heads": 3}, "num_kv_heads is 3; it must divide num_heads 4"),
         (MHSAConfig, {"head_dim": 7}, "head_dim is 7; rotary needs an even width"),
         (MHSAConfig, {"rope_base": 0.5}, "rope_base is 0.5"),
+        (MHLAConfig, {"num_latents": 0}, "num_latents is 0; it must be at least 1"),
+        (MHLAConfig, {"num_heads": 0}, "num_heads is 0; it must be at least 1"),
         (MLAConfig, {"kv_rank": 0}, "kv_rank is 0; it must be at least 1"),
         (MLAConfig, {"query_rank": 0}, "query_rank is 0; it must be at least 1"),
         (MLAConfig, {"rope_dim": 5}, "rope_dim is 5; rotary needs an even width"),
@@ -325,6 +348,7 @@ def test_bad_options_are_one_clear_line(kind: Any, options: dict, message: str):
     ("config", "message"),
     [
         (MHSAConfig(num_heads=5), "num_heads is 5; model width 16"),
+        (MHLAConfig(num_heads=5), "num_heads is 5; model width 16"),
         (MLAConfig(num_heads=5, kv_rank=4), "num_heads is 5; model width 16"),
         (MLAConfig(kv_rank=17), "kv_rank is 17; it must not exceed the model width 16"),
         (MLAConfig(kv_rank=4, query_rank=20), "query_rank is 20; it must not exceed"),

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from muonlab.model.attention.mhla import MHLAConfig
 from muonlab.model.attention.mhsa import MHSAConfig
 from muonlab.model.attention.mla import MLAConfig
 
-AttentionConfig = Annotated[MHSAConfig | MLAConfig, Field(discriminator="kind")]
+AttentionConfig = Annotated[MHSAConfig | MLAConfig | MHLAConfig, Field(discriminator="kind")]
 
-__all__ = ["AttentionConfig", "MHSAConfig", "MLAConfig"]
+__all__ = ["AttentionConfig", "MHLAConfig", "MHSAConfig", "MLAConfig"]
