@@ -82,6 +82,7 @@ def test_cached_attention_of_ragged_rows_equals_the_formula():
     positions = torch.tensor([[3, 4], [7, 8]])
     rows = torch.arange(2).unsqueeze(1)
     new = queries.transpose(1, 2)[rows, positions].transpose(1, 2)
-    out = cached_attention(new, keys, values, positions, scale=0.5)
+    visible = torch.arange(9) <= positions.unsqueeze(-1)
+    out = cached_attention(new, keys, values, visible, scale=0.5)
     expected = full.transpose(1, 2)[rows, positions].transpose(1, 2)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)

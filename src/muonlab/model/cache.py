@@ -39,6 +39,12 @@ class Chunk:
     num_valid: list[int]  # new tokens of each row that count; padding follows them
     start: int | None  # the common start if all rows are equally long, else None
     end: int  # one past the largest position: how much of the cache is in use
+    visible: Tensor | None  # (B, S, end) bool: what each token sees of the cache; None: all of it
+
+    @property
+    def places(self) -> Tensor | slice:
+        """The positions; as a range where all rows are equally long, which is cheaper."""
+        return self.positions if self.start is None else slice(self.start, self.end)
 
     @classmethod
     def after(
@@ -48,13 +54,20 @@ class Chunk:
         device: torch.device,
         num_valid: list[int] | None = None,
     ) -> "Chunk":
-        start = torch.tensor(lengths, device=device).unsqueeze(1)
+        positions = torch.tensor(lengths, device=device).unsqueeze(1)
+        positions = positions + torch.arange(num_tokens, device=device)
+        end = max(lengths) + num_tokens
+        uniform = len(set(lengths)) == 1
+        visible = None
+        if num_tokens > 1 or not uniform:
+            visible = torch.arange(end, device=device) <= positions.unsqueeze(-1)
         return cls(
-            positions=start + torch.arange(num_tokens, device=device),
+            positions=positions,
             lengths=lengths,
             num_valid=num_valid or [num_tokens] * len(lengths),
-            start=lengths[0] if len(set(lengths)) == 1 else None,
-            end=max(lengths) + num_tokens,
+            start=lengths[0] if uniform else None,
+            end=end,
+            visible=visible,
         )
 
 

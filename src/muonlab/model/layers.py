@@ -10,6 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+FEW_ROWS = 128
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weightᵀ`` in the dtype of ``x``: (…, in), (out, in) -> (…, out).
+
+    Few rows, as in decoding, are bound by reading the weight; on a CPU these forms read it faster
+    than torch's linear (measured: one row 1.3-1.8 x; bf16 with 2 to 128 rows 1.3-2.1 x).
+    """
+    weight = weight.to(x.dtype)
+    num_rows = x.numel() // x.shape[-1]
+    if num_rows > FEW_ROWS or x.is_cuda:
+        return nn.functional.linear(x, weight)
+    if num_rows == 1:
+        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
+    if x.dtype == torch.bfloat16:
+        return torch.mm(weight, x.reshape(num_rows, -1).T).T.reshape(*x.shape[:-1], -1)
+    return nn.functional.linear(x, weight)
+
 
 class Linear(nn.Linear):
     """``x @ weightᵀ`` without bias, in the dtype of ``x``; weight (out, in)."""
@@ -18,7 +37,7 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        return nn.functional.linear(input, self.weight.to(input.dtype))
+        return linear(input, self.weight)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -27,7 +46,9 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         assert self.eps is not None
         assert self.weight is not None
-        return _RMSNorm.apply(x, self.weight, self.eps)
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return _scaled(x, _inverse_rms(x, self.eps), self.weight)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -36,11 +57,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _statistics_dtype(x)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse_rms = norm.square().div_(x.shape[-1]).add_(eps).rsqrt_()
+        inverse_rms = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, inverse_rms)
-        return x.to(wide).mul(inverse_rms).mul_(weight).to(x.dtype)
+        return _scaled(x, inverse_rms, weight)
 
     @staticmethod
     @once_differentiable
@@ -54,6 +73,15 @@ class _RMSNorm(torch.autograd.Function):
         mean = product.matmul(weight.to(wide)).unsqueeze(-1).div_(x.shape[-1])
         grad_x = normed.mul_(mean).neg_().addcmul_(grad.to(wide), weight).mul_(inverse_rms)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_statistics_dtype(x))
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _scaled(x: Tensor, inverse_rms: Tensor, weight: Tensor) -> Tensor:
+    return x.to(inverse_rms.dtype).mul(inverse_rms).mul_(weight).to(x.dtype)
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
 from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
-from muonlab.model.layers import Linear
+from muonlab.model.layers import Linear, linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,27 +154,50 @@ class MoE(nn.Module):
     def forward(
         self, x: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, RouterOutput]:
-        config = self.config
         tokens = x.flatten(0, -2)  # (N, D)
-        gates, experts, report = self._route(tokens, noise)
-        slots = assign_slots(experts, config.num_experts)
-        hidden = grouped_linear(dispatch(tokens, slots), self.expand.to(x.dtype), slots)  # (S, F)
-        hidden = self.dropout(activate(hidden, config.activation, config.gated))
-        out = combine(grouped_linear(hidden, self.out.to(x.dtype), slots), gates, slots)
-        if self.shared is not None:
-            out = out + self.shared(tokens)
-        return out.view_as(x), report
+        logits = self._logits(tokens)
+        if self.training and self.config.router_noise:
+            sample = torch.randn(
+                logits.shape, generator=noise, device=logits.device, dtype=logits.dtype
+            )
+            logits = logits + self.config.router_noise * sample
+        gates, experts, probabilities = self._route(logits)
+        out = self._mix(tokens, gates, experts)
+        return out.view_as(x), self._report(logits, experts, probabilities)
 
-    def _route(
-        self, tokens: Tensor, noise: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, RouterOutput]:
-        """Gates (N, K), experts (N, K) and the report; in fp32 whatever the compute dtype."""
+    def decode(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, D) without the report; one token reads only its own experts' weights."""
+        tokens = x.flatten(0, -2)  # (N, D)
+        gates, experts, _ = self._route(self._logits(tokens))
+        mix = self._mix_one if tokens.shape[0] == 1 else self._mix
+        return mix(tokens, gates, experts).view_as(x)
+
+    def _mix(self, tokens: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+        """The experts' outputs (N, D), weighted by ``gates`` (N, K), and the shared ones'."""
         config = self.config
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        logits = self.router(tokens.to(wide))  # (N, E)
-        if self.training and config.router_noise:
-            sample = torch.randn(logits.shape, generator=noise, device=logits.device, dtype=wide)
-            logits = logits + config.router_noise * sample
+        slots = assign_slots(experts, config.num_experts)
+        expand, contract = self.expand.to(tokens.dtype), self.out.to(tokens.dtype)
+        hidden = grouped_linear(dispatch(tokens, slots), expand, slots)  # (S, F)
+        hidden = self.dropout(activate(hidden, config.activation, config.gated))
+        out = combine(grouped_linear(hidden, contract, slots), gates, slots)
+        return out if self.shared is None else out + self.shared(tokens)
+
+    def _mix_one(self, token: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+        """`_mix` of one token (1, D) without the cost of grouping."""
+        chosen = experts[0].tolist()
+        hidden = torch.cat([linear(token, self.expand[expert]) for expert in chosen])  # (K, F)
+        hidden = activate(hidden, self.config.activation, self.config.gated).split(1)
+        rows = [linear(row, self.out[expert]) for row, expert in zip(hidden, chosen, strict=True)]
+        out = (gates.T * torch.cat(rows)).sum(0, keepdim=True).to(token.dtype)
+        return out if self.shared is None else out + self.shared(token)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """Router logits (N, E), in fp32 whatever the compute dtype."""
+        return self.router(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
+
+    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates (N, K), experts (N, K) and the distribution over all experts (N, E)."""
+        config = self.config
         if config.gate == "softmax":
             scores = probabilities = logits.softmax(-1)
         else:
@@ -185,8 +208,10 @@ class MoE(nn.Module):
         gates = scores.gather(-1, experts)
         if config.normalize_gates:
             gates = gates / gates.sum(-1, keepdim=True).clamp_min(1e-20)
-        gates = gates * config.routed_scale
+        return gates * config.routed_scale, experts, probabilities
 
+    def _report(self, logits: Tensor, experts: Tensor, probabilities: Tensor) -> RouterOutput:
+        config = self.config
         load = experts.flatten().bincount(minlength=config.num_experts)
         loss = logits.new_zeros(())
         if config.balancing == "auxiliary":
@@ -199,7 +224,7 @@ class MoE(nn.Module):
             self.pending_load += load
         with torch.no_grad():
             entropy = torch.special.entr(probabilities.detach()).sum(-1).mean()
-        return gates, experts, RouterOutput(loss, load, entropy)
+        return RouterOutput(loss, load, entropy)
 
     @torch.no_grad()
     def update_balance(self) -> None:

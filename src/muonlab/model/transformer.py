@@ -85,7 +85,8 @@ class Block(nn.Module):
 
     def decode(self, x: Tensor, state: Any, chunk: Chunk) -> Tensor:
         x = x + self.attention.decode(self.attention_norm(x), state, chunk)
-        return self._feed_forward(x, None)[0]
+        normed = self.ffn_norm(x)
+        return x + (self.ffn.decode(normed) if isinstance(self.ffn, MoE) else self.ffn(normed))
 
     def _feed_forward(
         self, x: Tensor, noise: torch.Generator | None
@@ -148,6 +149,19 @@ class LanguageModel(nn.Module):
         """(B, T) -> (B, T, V) in fp32; for tests and export, not for training."""
         return self.head(self._hidden(tokens, None)[0]).float()
 
+    def for_inference(self, dtype: torch.dtype) -> "LanguageModel":
+        """Hold the matrices in the dtype that they are multiplied in; this model then only runs.
+
+        Norms and routers keep their fp32 weights: they compute in fp32 always.
+        """
+        self.eval().requires_grad_(False)
+        self.compute_dtype = dtype
+        routers = {id(m.router.weight) for m in self.modules() if isinstance(m, MoE)}
+        for parameter in self.parameters():
+            if parameter.ndim > 1 and id(parameter) not in routers:
+                parameter.data = parameter.data.to(dtype)
+        return self
+
     def extend_positions(self, max_length: int) -> None:
         """Allow sequences of ``max_length`` tokens, beyond what the model was trained for."""
         with self.norm.weight.device:
@@ -161,7 +175,7 @@ class LanguageModel(nn.Module):
         layers = [block.attention.new_state(batch, capacity, like) for block in self.layers()]
         return DecodingState(layers, [0] * batch, capacity)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(
         self, tokens: Tensor, state: DecodingState, num_valid: list[int] | None = None
     ) -> Tensor:
@@ -181,8 +195,10 @@ class LanguageModel(nn.Module):
             x = block.decode(x, layer_state, chunk)
         valid = chunk.num_valid
         state.lengths = [length + new for length, new in zip(state.lengths, valid, strict=True)]
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        last = x[rows, torch.tensor(valid, device=tokens.device) - 1]  # (B, D)
+        if num_new > 1:
+            rows = torch.arange(tokens.shape[0], device=tokens.device)
+            x = x[rows, torch.tensor(valid, device=tokens.device) - 1].unsqueeze(1)
+        last = x.squeeze(1)  # (B, D)
         return self.head(self.norm(last)).float()
 
     def update_balance(self) -> None:

@@ -126,12 +126,14 @@ class MHSA(nn.Module):
 
     def decode(self, x: Tensor, state: KVCache, chunk: Chunk) -> Tensor:
         """The next tokens (B, S, D) -> (B, S, D), given and extending ``state``."""
-        queries, keys, values = self._project(x, chunk.positions)
+        queries, keys, values = self._project(x, chunk.places)
         keys, values = state.append(keys, values, chunk)
-        out = cached_attention(queries, keys, values, chunk.positions, scale=self.head_dim**-0.5)
+        out = cached_attention(queries, keys, values, chunk.visible, scale=self.head_dim**-0.5)
         return self.out(out.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, positions: Tensor | slice | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         fused = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, Dh)
         queries, keys, values = fused.split(heads, dim=2)

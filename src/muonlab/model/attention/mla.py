@@ -158,14 +158,14 @@ class MLA(nn.Module):
 
     def decode(self, x: Tensor, state: LatentCache, chunk: Chunk) -> Tensor:
         """The next tokens (B, S, D) -> (B, S, D), given and extending ``state``."""
-        plain, rotary, latents, keys = self._project(x, chunk.positions)
+        plain, rotary, latents, keys = self._project(x, chunk.places)
         cache = state.append(torch.cat((latents, keys.squeeze(1)), dim=-1), chunk)
         if chunk.start == 0:  # nothing is cached yet: expanding costs fewer FLOPs
             return self._attend_expanded(plain, rotary, latents, keys)
         return self._attend_absorbed(plain, rotary, cache, chunk)
 
     def _project(
-        self, x: Tensor, positions: Tensor | None
+        self, x: Tensor, positions: Tensor | slice | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (B, H, T, N) and (B, H, T, P), latents (B, T, R), rotary keys (B, 1, T, P)."""
         queries = self.query_norm(self.query(x).unflatten(-1, (self.num_heads, -1)))
@@ -203,11 +203,9 @@ class MLA(nn.Module):
         absorbed = torch.einsum("bhtn,hnr->bthr", plain, up_keys)
         queries = torch.cat((absorbed, rotary.transpose(1, 2)), dim=-1)
         scores = queries.flatten(1, 2).mul_(self.scale) @ cache.mT  # (B, T·H, S)
-        if queries.shape[1] > 1 or chunk.start is None:
-            slots = torch.arange(cache.shape[1], device=cache.device)
-            hidden = slots > chunk.positions.unsqueeze(-1)  # (B, T, S)
-            hidden = hidden.repeat_interleave(self.num_heads, dim=1)
-            scores.masked_fill_(hidden, -math.inf)
+        if chunk.visible is not None:
+            visible = chunk.visible.repeat_interleave(self.num_heads, dim=1)
+            scores.masked_fill_(~visible, -math.inf)
         mixed = scores.softmax(-1) @ cache[..., : self.kv_rank]  # (B, T·H, R)
         mixed = mixed.unflatten(1, (-1, self.num_heads))
         out = torch.einsum("bthr,hwr->bthw", mixed, up_values)

@@ -28,14 +28,20 @@ class Rotary(nn.Module):
         self.register_buffer("cosine", angle.cos().float(), persistent=False)  # (T, Dh/2)
         self.register_buffer("sine", angle.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(B, T, H, Dh) -> (B, H, T, Dh), rotated; ``positions`` (B, T), default 0…T-1."""
+    def forward(self, x: Tensor, positions: Tensor | slice | None = None) -> Tensor:
+        """(B, T, H, Dh) -> (B, H, T, Dh), rotated.
+
+        ``positions`` are (B, T), or the range of all rows; by default 0…T-1.
+        """
         if positions is None:
-            cosine, sine = self.cosine[: x.shape[1]], self.sine[: x.shape[1]]  # (T, Dh/2)
-        else:
-            cosine = self.cosine[positions].unsqueeze(1)  # (B, 1, T, Dh/2)
-            sine = self.sine[positions].unsqueeze(1)
-        return _Rotate.apply(x.transpose(1, 2), cosine.to(x.dtype), sine.to(x.dtype))
+            positions = slice(x.shape[1])
+        cosine, sine = self.cosine[positions], self.sine[positions]
+        if isinstance(positions, Tensor):
+            cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, Dh/2)
+        cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+        if torch.is_grad_enabled():
+            return _Rotate.apply(x.transpose(1, 2), cosine, sine)
+        return _rotated(x.transpose(1, 2), cosine, sine)
 
 
 class _Rotate(torch.autograd.Function):

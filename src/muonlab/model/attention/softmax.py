@@ -50,14 +50,13 @@ def kept_probabilities(length: int) -> int:
 
 
 def cached_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, positions: Tensor, *, scale: float
+    queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, *, scale: float
 ) -> Tensor:
-    """Attention of new tokens at ``positions`` (B, T) over a cache whose slot s is position s.
+    """Attention of new tokens over the S slots of a cache that are ``visible`` (B, T, S) to each.
 
     Shapes as in `causal_attention`, with S keys and values; returns (B, H, T, Dv).
     """
-    slots = torch.arange(keys.shape[2], device=keys.device)
-    mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
+    mask = None if visible is None else visible.unsqueeze(1)  # (B, 1, T, S)
     return scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=True
     )
