@@ -99,12 +99,17 @@ def place_parameters(
 ) -> list[Placement]:
     """One `Placement` for each trainable parameter, in the model's order."""
     head = _untied_head(model)
+    declared = _declarations(model)
     found: dict[Tensor, Placement] = {}
     for module_name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        for attribute, place in _module_placements(module, own, head).items():
+        for attribute, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{attribute}" if module_name else attribute
-            parameter = own[attribute]
+            if parameter in declared:
+                place = declared[parameter]
+            elif parameter.ndim < 2:
+                place = ("vector", f"{parameter.ndim}-D", None)
+            else:
+                place = _by_type(module, attribute, parameter, head)
             earlier = found.get(parameter)
             if earlier is None:
                 found[parameter] = _named(place, name, parameter)
@@ -177,29 +182,22 @@ def format_groups(rows: list[dict[str, Any]]) -> str:
 _Place = tuple[str, str, dict[str, Any] | None]  # role, reason, layout
 
 
-def _module_placements(
-    module: nn.Module, own: dict[str, nn.Parameter], head: nn.Module | None
-) -> dict[str, _Place]:
-    hook: Any = getattr(module, "muon_layout", None)
-    declared = _declared(module, hook(), own) if hook is not None else {}
-    places = {}
-    for attribute, parameter in own.items():
-        if attribute in declared:
-            places[attribute] = declared[attribute]
-        elif parameter.ndim < 2:
-            places[attribute] = ("vector", f"{parameter.ndim}-D", None)
-        else:
-            places[attribute] = _by_type(module, attribute, parameter, head)
-    return places
+def _declarations(model: nn.Module) -> dict[Tensor, _Place]:
+    """What the modules' own ``muon_layout`` hooks say of their parameters and their children's."""
+    declared: dict[Tensor, _Place] = {}
+    for module in model.modules():
+        hook: Any = getattr(module, "muon_layout", None)
+        if hook is not None:
+            declared |= _declared(module, hook())
+    return declared
 
 
-def _declared(
-    module: nn.Module, layout: dict[str, dict[str, Any]], own: dict[str, nn.Parameter]
-) -> dict[str, _Place]:
+def _declared(module: nn.Module, layout: dict[str, dict[str, Any]]) -> dict[Tensor, _Place]:
     kind = type(module).__name__
-    places: dict[str, _Place] = {}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    places: dict[Tensor, _Place] = {}
     for attribute, entry in layout.items():
-        if attribute not in own:
+        if attribute not in parameters:
             raise ValueError(
                 f"{kind}.muon_layout names {attribute!r}, which it has no parameter of"
             )
@@ -215,7 +213,7 @@ def _declared(
                 f"{kind}.muon_layout[{attribute!r}] role {role!r}: legal are {', '.join(ROLES)}"
             )
         parts = {key: entry[key] for key in ("row_blocks", "heads") if entry.get(key)}
-        places[attribute] = (role, f"{role}: declared by {kind}", parts or None)
+        places[parameters[attribute]] = (role, f"{role}: declared by {kind}", parts or None)
     return places
 
 

@@ -1,0 +1,249 @@
+"""A whole run as one frozen value; JSON in and out, overrides, fingerprint.
+
+Everything that comes from outside passes one border here: JSON and ``field=value`` overrides are
+validated by the same schema, and a mistake becomes one line that names the field, its value and
+what would be legal.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from muonlab.data import DataConfig
+from muonlab.model import ModelConfig
+from muonlab.optim.config import AdamWConfig, MuonConfig
+from muonlab.optim.learning_rate import (
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    P2Config,
+    WSDConfig,
+)
+
+OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
+LearningRateConfig = Annotated[
+    LinearConfig | CosineConfig | WSDConfig | ConstantConfig | P2Config,
+    Field(discriminator="kind"),
+]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be: one line naming the field, its value and what is legal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How long, how large, how watched. A step is one optimizer update.
+
+    ``micro_batch_size`` splits a batch into passes whose gradients add up. ``dtype`` "auto" takes
+    bf16 where this machine multiplies it faster. ``evaluate_batches`` bounds an evaluation (None:
+    the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run, "skip"
+    leaves that update out and counts it. ``diagnostics_every`` 0: never.
+    """
+
+    steps: int = 300
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    sequence_length: int = 256
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    clip_norm: float | None = 1.0
+    evaluate_every: int = 50
+    evaluate_batches: int | None = None
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    nonfinite: Literal["stop", "skip"] = "stop"
+    diagnostics_every: int = 0
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "sequence_length",
+            "evaluate_every",
+            "evaluate_batches",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}; "
+                f"it must divide batch_size {self.batch_size}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or null")
+        if self.diagnostics_every < 0:
+            raise ValueError(f"diagnostics_every is {self.diagnostics_every}; 0 is never")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """A whole run. ``name`` and ``variant`` only say where it is kept and what it is called."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: str = "run"
+    variant: str = "muon"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=MuonConfig)
+    learning_rate: LearningRateConfig = field(default_factory=LinearConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for label in ("name", "variant"):
+            value = getattr(self, label)
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
+                raise ValueError(
+                    f"{label} is {value!r}; it must be letters, digits, '.', '_' or '-' "
+                    f"and not begin with '.' or '-'"
+                )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+        if self.train.sequence_length > self.model.max_length:
+            raise ValueError(
+                f"train.sequence_length is {self.train.sequence_length}; "
+                f"it must not exceed model.max_length {self.model.max_length}"
+            )
+
+    def fingerprint(self) -> str:
+        """A hash of everything that can change the weights: not of labels or trackers."""
+        facts = to_dict(self)
+        del facts["name"], facts["variant"], facts["train"]["trackers"]
+        canonical = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain JSON data."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def to_json(config: RunConfig) -> str:
+    """Indented, complete, reloadable."""
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> RunConfig:
+    """Raises ConfigError."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    return from_dict(values)
+
+
+def from_dict(values: Any) -> RunConfig:
+    """Raises ConfigError."""
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, values)) from None
+
+
+def override(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """A copy with ``field.path=value`` changes; values are JSON, or else plain text.
+
+    Setting a ``kind`` replaces that part by the defaults of the kind, so it is applied first.
+    Raises ConfigError.
+    """
+    values = to_dict(config)
+    renewed: list[dict[str, Any]] = []  # parts of a new kind: validation knows their fields
+    for item in sorted(overrides, key=lambda item: ".kind=" not in item):
+        path, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"{item!r} is no override; write field=value, such as model.dim=256")
+        *parents, name = path.strip().split(".")
+        part = values
+        for depth, parent in enumerate(parents):
+            if not isinstance(part.get(parent), dict):
+                raise ConfigError(_unknown(".".join(parents[: depth + 1]), parent, list(part)))
+            part = part[parent]
+        if name not in part and not any(part is other for other in renewed):
+            raise ConfigError(_unknown(path, name, list(part)))
+        if name == "kind":
+            part.clear()
+            renewed.append(part)
+        try:
+            part[name] = json.loads(text)
+        except json.JSONDecodeError:
+            part[name] = {"None": None, "True": True, "False": False}.get(text, text)
+    return from_dict(values)
+
+
+def replace(config: RunConfig, **changes: Any) -> RunConfig:
+    """A copy with other top-level parts."""
+    return dataclasses.replace(config, **changes)
+
+
+def stream_seed(seed: int, *stream: str | int) -> int:
+    """The seed of an independent random stream, such as ``stream_seed(0, "dropout", step)``."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *stream))).encode()).digest()
+    return int.from_bytes(digest[:7], "little")
+
+
+def _unknown(path: str, name: str, legal: list[str]) -> str:
+    close = difflib.get_close_matches(name, legal, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{path}: unknown field; {hint}legal: {', '.join(legal)}"
+
+
+def _one_line(error: ValidationError, values: Any) -> str:
+    """The first problem of a validation error, as "field: what is wrong; what is legal"."""
+    problem = error.errors(include_url=False)[0]
+    path, cls = _locate(problem["loc"], values)
+    where = ".".join(path) or "config"
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        legal = [f.name for f in dataclasses.fields(cls)] if cls else []
+        return _unknown(where, path[-1], legal)
+    if kind == "union_tag_invalid":
+        return f"{where}.kind is {context['tag']!r}; legal: {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{where}: no kind given"
+    if kind == "value_error":
+        return f"{where}: {context['error']}"
+    return f"{where} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], type | None]:
+    """The field path of a pydantic location (without its union tags), and the innermost class."""
+    path: list[str] = []
+    cls: Any = RunConfig
+    holder: Any = None
+    for part in location:
+        if isinstance(values, dict) and part == values.get("kind") and part not in values:
+            continue  # the tag of a union
+        path.append(str(part))
+        holder = cls
+        hint = typing.get_type_hints(cls).get(str(part)) if dataclasses.is_dataclass(cls) else None
+        values = values.get(part) if isinstance(values, dict) else None
+        cls = _class_for(hint, values)
+    return path, holder
+
+
+def _class_for(hint: Any, values: Any) -> Any:
+    """The config class that a type hint means for these values (its ``kind`` picks of a union)."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        for member in typing.get_args(hint):
+            kinds = typing.get_args(typing.get_type_hints(member).get("kind")) if member else ()
+            if isinstance(values, dict) and values.get("kind") in kinds:
+                return member
+        return None
+    return hint
