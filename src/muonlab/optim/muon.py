@@ -181,10 +181,13 @@ class Muon(Optimizer):
             if gradient.is_sparse:
                 raise ValueError(f"{name}: sparse gradients are not supported")
             spec = self._specs.get(parameter)
-            blocks = spec.blocks(gradient) if spec and spec.is_stack else [gradient.view(1, -1)]
-            norms[parameter] = [
-                torch.linalg.vector_norm(block.flatten(1), dim=1) for block in blocks
-            ]
+            if spec is not None and spec.is_stack:
+                norms[parameter] = [
+                    torch.linalg.vector_norm(block, dim=(1, 2)) for block in spec.blocks(gradient)
+                ]
+            else:
+                flat = gradient.flatten()
+                norms[parameter] = [torch.dot(flat, flat).view(1)]
         return norms
 
     def _first_nonfinite(self, norms: dict[Tensor, list[Tensor]]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonlab.optim.schedules import Schedule, resolve_schedule
+from muonlab.optim.schedules import Coefficients, Schedule, resolve_schedule
 
 # Gram iterations between two recomputations of R from X. Rounding errors in R grow by a² ≈ 12 a
 # step, so a fourth step would let those of bf16 reach the size of the result.
@@ -178,13 +178,11 @@ def _iterate(
     for length in segments(len(schedule), m, n):
         torch.bmm(x, x.mT, out=r) if wide else torch.bmm(x.mT, x, out=r)
         for position in range(length):
-            a, b, c = schedule[step]
-            # Writing P out and multiplying once beats a fused a·X + (bR + cR²)X: bmm runs at twice
-            # the rate of a rectangular baddbmm.
-            torch.baddbmm(r, r, r, beta=b, alpha=c, out=p)
             if step == 0:
-                effective_rank = _effective_rank(r, p, b, c)
-            p.diagonal(dim1=1, dim2=2).add_(a)
+                effective_rank = _first_polynomial(r, schedule[step], p)
+            else:
+                shifted = r if position == length - 1 else w.copy_(r)  # R is needed again, or not
+                _polynomial(shifted, schedule[step], p)
             if position == 0:
                 q, p = p, q
                 factor = q
@@ -201,8 +199,28 @@ def _iterate(
     return x, effective_rank
 
 
-def _effective_rank(r: Tensor, p: Tensor, b: float, c: float) -> Tensor:
-    """(Σσ²)² / Σσ⁴ per matrix, from tr R and tr(bR + cR²); between 1 and k."""
+def _first_polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> Tensor:
+    """P into ``out``; returns (Σσ²)² / Σσ⁴ per matrix, from the traces of R and bR + cR²."""
+    a, b, c = coefficients
+    torch.baddbmm(r, r, r, beta=b, alpha=c, out=out)
     trace = r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
-    mixed = p.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
-    return trace * trace / ((mixed - b * trace) / c)
+    mixed = out.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
+    out.diagonal(dim1=1, dim2=2).add_(a)
+    if c == 0:
+        return torch.ones_like(trace)  # unknown: treated as low
+    return trace * trace * c / (mixed - b * trace)
+
+
+def _polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> None:
+    """P into ``out``, as c(R + b/2c·I)² + (a − b²/4c)·I; ``r`` is overwritten.
+
+    Adding bR in the product, or after it, costs as much as the product itself where k is small.
+    From the second step on, the shift loses nothing: R has entries of the order of 1.
+    """
+    a, b, c = coefficients
+    if c == 0:
+        torch.mul(r, b, out=out).diagonal(dim1=1, dim2=2).add_(a)
+        return
+    r.diagonal(dim1=1, dim2=2).add_(b / (2 * c))
+    torch.baddbmm(out, r, r, beta=0, alpha=c, out=out)
+    out.diagonal(dim1=1, dim2=2).add_(a - b * b / (4 * c))

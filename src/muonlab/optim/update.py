@@ -24,7 +24,8 @@ from muonlab.optim.schedules import resolve_schedule
 
 # A batch of this many bytes of master values: large enough for full GEMM rate, small enough that a
 # value is still in cache when the next pass reads it (docs/decisions/0004).
-TARGET_BATCH_BYTES = 8 << 20
+TARGET_BATCH_BYTES = 16 << 20
+MIN_BATCH = 4  # batches are multiples of it, so that every core has matrices of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,9 @@ def batches(pieces: Iterable[Piece], max_bytes: int, work_name: str) -> Iterator
         master = torch.promote_types(dtype, torch.float32)
         work = work_dtype(work_name, torch.empty(0, dtype=master, device=same[0].parameter.device))
         per_matrix = bytes_per_matrix(m, n, master, work)
-        limit = max(
-            1, min(max_bytes // per_matrix, TARGET_BATCH_BYTES // (m * n * master.itemsize))
-        )
-        limit = max(limit, 1)
+        limit = max(MIN_BATCH, TARGET_BATCH_BYTES // (m * n * master.itemsize))
+        limit = min(limit, max_bytes // per_matrix)
+        limit = max(1, limit // MIN_BATCH * MIN_BATCH or limit)
         batch, room = [], limit
         for piece in same:
             for part in _cut(piece, room, limit):
