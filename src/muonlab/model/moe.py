@@ -227,9 +227,9 @@ class MoE(nn.Module):
         return RouterOutput(loss, load, entropy)
 
     @torch.no_grad()
-    def update_balance(self) -> None:
-        """Nudge the selection bias towards even load; call once after each optimizer step."""
-        if self.config.balancing == "bias":
+    def update_balance(self, *, skipped: bool = False) -> None:
+        """Nudge the selection bias towards even load after an optimizer step; forget the load."""
+        if self.config.balancing == "bias" and not skipped:
             error = self.pending_load.mean() - self.pending_load
             self.selection_bias += self.config.bias_rate * error.sign()
         self.pending_load.zero_()

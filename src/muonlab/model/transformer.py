@@ -201,11 +201,14 @@ class LanguageModel(nn.Module):
         last = x.squeeze(1)  # (B, D)
         return self.head(self.norm(last)).float()
 
-    def update_balance(self) -> None:
-        """Let every MoE layer adapt its balancing; call once after each optimizer step."""
+    def update_balance(self, *, skipped: bool = False) -> None:
+        """Let every MoE layer adapt its balancing; call once after each optimizer step.
+
+        After a ``skipped`` step nothing adapts and the step's expert loads are forgotten.
+        """
         for module in self.modules():
             if isinstance(module, MoE):
-                module.update_balance()
+                module.update_balance(skipped=skipped)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         # looked up in fp32 so that the gradients of repeated tokens add up in fp32

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from muonlab.optim.groups import build_groups
+from muonlab.optim.groups import ROLES, build_groups
 from muonlab.optim.muon import Muon
 from muonlab.optim.options import Scale, SecondMoment, check_options
 from muonlab.optim.schedules import Schedule
@@ -44,6 +44,9 @@ class MuonConfig:
     def __post_init__(self) -> None:
         check_options({"algorithm": "muon", **self._options()})
         _check_ratio("adamw_lr_ratio", self.adamw_lr_ratio)
+        for role in self.muon_roles:
+            if role not in ROLES:
+                raise ValueError(f"muon_roles {role!r} is unknown: legal are {', '.join(ROLES)}")
         check_options({"algorithm": "adamw", **self._options()} | self._adamw_options())
 
     def build(self, model: nn.Module) -> Muon:

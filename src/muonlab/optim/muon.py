@@ -282,9 +282,9 @@ class Muon(Optimizer):
             for name, parameter, index, layout in zip(
                 _names(group), group["params"], saved["params"], saved["layouts"], strict=True
             ):
-                loaded = state_dict["state"].get(index, {})
-                if not loaded:
+                if index not in state_dict["state"]:
                     continue
+                loaded = state_dict["state"][index]
                 if group["algorithm"] == "adamw":
                     expected = _new_adamw_state(parameter, device="meta")
                 else:

@@ -4,7 +4,6 @@ Legend: B matrices in a batch, each m × n; k = min(m, n). X is the matrix, R = 
 tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the product of the P's.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -80,7 +79,6 @@ def work_dtype(name: str, like: Tensor) -> torch.dtype:
     return torch.bfloat16 if _has_bf16_matrix_units(like.device) else torch.float32
 
 
-@functools.cache
 def _has_bf16_matrix_units(device: torch.device) -> bool:
     # A property of the processor, not a timing: the choice must not change between a run and its
     # resumption. Measured: bf16 is 6 times as fast with AMX (docs/decisions/0003).

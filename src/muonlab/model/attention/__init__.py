@@ -4,10 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
+from muonlab.model.attention.causal_mhla import CausalMHLAConfig
 from muonlab.model.attention.mhla import MHLAConfig
 from muonlab.model.attention.mhsa import MHSAConfig
 from muonlab.model.attention.mla import MLAConfig
 
-AttentionConfig = Annotated[MHSAConfig | MLAConfig | MHLAConfig, Field(discriminator="kind")]
+AttentionConfig = Annotated[
+    MHSAConfig | MLAConfig | MHLAConfig | CausalMHLAConfig, Field(discriminator="kind")
+]
 
-__all__ = ["AttentionConfig", "MHLAConfig", "MHSAConfig", "MLAConfig"]
+__all__ = ["AttentionConfig", "CausalMHLAConfig", "MHLAConfig", "MHSAConfig", "MLAConfig"]

@@ -1,0 +1,68 @@
+"""What a run's config does not say: code, versions, machine, data, warnings, memory."""
+
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muonlab import machine
+from muonlab.config import RunConfig
+from muonlab.data import TokenData
+from muonlab.model import LanguageModel
+from muonlab.optim import Muon
+from muonlab.runs import now
+
+
+def manifest(
+    config: RunConfig,
+    data: TokenData,
+    model: LanguageModel,
+    optimizer: Muon,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Everything about a run that its config does not say."""
+    packages = ("muonlab", "torch", "numpy", "tokenizers")
+    return {
+        "created": now(),
+        "fingerprint": config.fingerprint(),
+        "git": git_state(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "machine": machine.describe(device),
+        "data_hash": data.data_hash,
+        "train_tokens": data.num_tokens("train"),
+        "validation_tokens": data.num_tokens("validation"),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "muon_parameters": sum(
+            p.numel()
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if group["algorithm"] == "muon"
+        ),
+        "warnings": [*data.warnings, *config.model.attention.warnings],
+    }
+
+
+def git_state() -> dict[str, str | bool]:
+    """Commit and dirty flag of the source tree, empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"])
+        sha, changes = (
+            subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"sha": sha.strip(), "dirty": bool(changes.strip())}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the process on a CPU, of the allocator on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

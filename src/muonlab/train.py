@@ -1,0 +1,279 @@
+"""The training loop: `train(config, run, data)`, from set-up to summary in reading order."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from muonlab import machine
+from muonlab.config import ConfigError, RunConfig, stream_seed
+from muonlab.data import TokenData
+from muonlab.evaluate import evaluate
+from muonlab.manifest import manifest, peak_memory_bytes
+from muonlab.model import LanguageModel
+from muonlab.optim import Muon
+from muonlab.runs import Checkpoint, RunDirectory, RunError, load_weights, now
+from muonlab.trackers import open_trackers
+
+
+class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
+    """The run was asked to stop; its state is in a checkpoint."""
+
+
+class NonfiniteLossError(RuntimeError):
+    """Loss or gradient became NaN or infinite and the config says to stop."""
+
+
+def train(
+    config: RunConfig,
+    run: RunDirectory,
+    data: TokenData,
+    *,
+    device: torch.device | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train ``config`` in ``run``, from its newest checkpoint if it has one; returns the summary.
+
+    On the same machine with the same number of threads, an interrupted and resumed run ends in the
+    same weights, bit for bit: batches, dropout and router noise are functions of seed and step.
+    Raises `InterruptedRun` after SIGINT or SIGTERM (a checkpoint is written first),
+    `NonfiniteLossError`, and `RunError` where the directory cannot be written.
+    """
+    device = device or machine.default_device()
+    check_fits(config, data)
+    settings = config.train
+    model = config.model.build(stream_seed(config.seed, "init"), device)
+    optimizer = config.optimizer.build(model)
+    if run.exists():
+        run.check_is_of(config)
+    else:
+        run.create(config, manifest(config, data, model, optimizer, device))
+
+    with run.lock(), stop_signals() as stop, open_trackers(settings.trackers, run) as tracker:
+        step, state = 0, new_progress(settings.dtype, device)
+        if run.checkpoint_steps():
+            step, state = restore(run, data, model, optimizer)
+        run.truncate_metrics(step)
+        model.compute_dtype = machine.resolve_dtype(state["dtype"], device)
+
+        def log(row: dict[str, float | int]) -> None:
+            stamp = {"step": step, "tokens": step * tokens_per_step, "time": state["seconds"]}
+            run.append_metrics(stamp | row)
+            tracker.log(step, row)
+
+        def checkpoint() -> None:
+            run.save_checkpoint(step, model, optimizer, state, settings.keep_checkpoints)
+
+        def validate() -> dict[str, float]:
+            return evaluate(
+                model,
+                data,
+                "validation",
+                batch_size=settings.micro_batch_size or settings.batch_size,
+                sequence_length=settings.sequence_length,
+                max_batches=settings.evaluate_batches,
+            )
+
+        tokens_per_step = settings.batch_size * settings.sequence_length
+        if step == 0:
+            log(validate())
+        model.train()
+        with progress_bar(config, step, enabled=progress) as bar:
+            while step < settings.steps:
+                started = time.perf_counter()
+                multiplier = config.learning_rate.multiplier(step, settings.steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * multiplier
+
+                loss = accumulate_gradients(config, model, data, step, device)
+                norms = clip_gradients(optimizer, settings.clip_norm)
+
+                optimizer_started = time.perf_counter()
+                healthy = math.isfinite(loss) and math.isfinite(norms["train/grad_norm"])
+                wants_diagnostics = (
+                    settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
+                )
+                if healthy:
+                    optimizer.step(diagnostics=wants_diagnostics)
+                elif settings.nonfinite == "stop":
+                    raise NonfiniteLossError(stop_message(run, step, loss, norms))
+                else:
+                    state["skipped"] += 1
+                model.update_balance(skipped=not healthy)
+                optimizer.zero_grad()
+                finished = time.perf_counter()
+
+                step += 1
+                state["seconds"] += finished - started
+                state["optimizer_seconds"] += finished - optimizer_started
+                row = {
+                    "train/loss": loss,
+                    **norms,
+                    "train/learning_rate": config.optimizer.lr * multiplier,
+                    "train/step_seconds": finished - started,
+                    "train/optimizer_seconds": finished - optimizer_started,
+                    "train/tokens_per_second": tokens_per_step / (finished - started),
+                    "train/skipped_steps": state["skipped"],
+                }
+                if wants_diagnostics and healthy:
+                    row |= optimizer.diagnostics
+                log(row)
+                bar(step, loss, tokens_per_step / (finished - started))
+
+                if step % settings.evaluate_every == 0 or step == settings.steps:
+                    state["final"] = validate()
+                    log(state["final"])
+                if step % settings.checkpoint_every == 0 or step == settings.steps or stop:
+                    checkpoint()
+                if stop and step < settings.steps:
+                    raise InterruptedRun(
+                        f"stopped after step {step}; `muonlab resume {run.path}` goes on"
+                    )
+
+        summary = {
+            "steps": step,
+            "tokens": step * tokens_per_step,
+            "skipped_steps": state["skipped"],
+            "train_seconds": state["seconds"],
+            "tokens_per_second": step * tokens_per_step / max(state["seconds"], 1e-9),
+            "optimizer_share": state["optimizer_seconds"] / max(state["seconds"], 1e-9),
+            "optimizer_state_bytes": optimizer.state_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(device),
+            "finished": now(),
+            **state["final"],
+        }
+        run.finish(summary)
+    return summary
+
+
+def accumulate_gradients(
+    config: RunConfig, model: LanguageModel, data: TokenData, step: int, device: torch.device
+) -> float:
+    """Forward and backward over the micro-batches of one step; returns their mean cross-entropy."""
+    settings = config.train
+    batch = data.batch(
+        stream_seed(config.seed, "data"), step, settings.batch_size, settings.sequence_length
+    ).to(device)
+    micro_batches = batch.split(settings.micro_batch_size or settings.batch_size)
+    noise = torch.Generator(device)
+    total = torch.zeros((), device=device)
+    for index, micro_batch in enumerate(micro_batches):
+        torch.manual_seed(stream_seed(config.seed, "dropout", step, index))
+        noise.manual_seed(stream_seed(config.seed, "router", step, index))
+        output = model(micro_batch[:, :-1], micro_batch[:, 1:], noise)
+        (output.loss / len(micro_batches)).backward()
+        total += output.cross_entropy.detach() / len(micro_batches)
+    return total.item()
+
+
+@torch.no_grad()
+def clip_gradients(optimizer: Muon, max_norm: float | None) -> dict[str, float]:
+    """Scale all gradients to a global norm of at most ``max_norm``; norms before clipping.
+
+    By algorithm, because clipping acts on AdamW's step only: Muon's does not see the scale.
+    """
+    squares = {"muon": 0.0, "adamw": 0.0}
+    gradients = []
+    for group in optimizer.param_groups:
+        found = [p.grad for p in group["params"] if p.grad is not None]
+        gradients += found
+        if found:
+            norms = torch.stack([gradient.norm() for gradient in found])
+            squares[group["algorithm"]] += norms.square().sum().item()
+    norm = math.sqrt(sum(squares.values()))
+    scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
+    if scale < 1:
+        for gradient in gradients:
+            gradient.mul_(scale)
+    return {
+        "train/grad_norm": norm,
+        "train/grad_norm_muon": math.sqrt(squares["muon"]),
+        "train/grad_norm_adamw": math.sqrt(squares["adamw"]),
+        "train/clip_scale": scale,
+    }
+
+
+def check_fits(config: RunConfig, data: TokenData) -> None:
+    """Raise ConfigError unless this model can read this data."""
+    if data.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size is {config.model.vocab_size}; "
+            f"the tokenizer has {data.vocab_size} tokens"
+        )
+    data.batch(0, 0, config.train.batch_size, config.train.sequence_length)  # raises if too small
+
+
+def new_progress(dtype: str, device: torch.device) -> dict[str, Any]:
+    """What the loop carries besides weights. The dtype is settled once: a resumed run keeps it."""
+    name = "bf16" if machine.resolve_dtype(dtype, device) == torch.bfloat16 else "fp32"
+    return {"dtype": name, "seconds": 0.0, "optimizer_seconds": 0.0, "skipped": 0, "final": {}}
+
+
+def restore(
+    run: RunDirectory, data: TokenData, model: LanguageModel, optimizer: Muon
+) -> tuple[int, dict[str, Any]]:
+    """Load the newest checkpoint; raises RunError if it belongs to other data or another model."""
+    if run.manifest()["data_hash"] != data.data_hash:
+        raise RunError(f"{run.path} was trained on other data than the corpus now holds")
+    checkpoint: Checkpoint = run.load_checkpoint()
+    load_weights(model, checkpoint.model, run.path)
+    try:
+        optimizer.load_state_dict(checkpoint.optimizer)
+    except ValueError as error:
+        raise RunError(f"{run.path}: {error}") from None
+    return checkpoint.step, checkpoint.progress
+
+
+def stop_message(run: RunDirectory, step: int, loss: float, norms: dict[str, float]) -> str:
+    steps = run.checkpoint_steps()
+    last = f"the last good checkpoint is of step {steps[-1]}" if steps else "no checkpoint yet"
+    return (
+        f"step {step + 1}: loss {loss}, gradient norm {norms['train/grad_norm']}; {last}; "
+        f"a lower learning rate, or train.nonfinite=skip, may help"
+    )
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that is empty until SIGINT or SIGTERM arrives; a second one acts at once."""
+    received: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+            previous[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar(config: RunConfig, step: int, *, enabled: bool) -> Iterator[Any]:
+    """Yields ``update(step, loss, tokens_per_second)``."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} steps"),
+        TextColumn("loss {task.fields[loss]:.3f} nats"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not enabled) as bar:
+        label = f"{config.name}/{config.variant} s{config.seed}"
+        task = bar.add_task(
+            label, total=config.train.steps, completed=step, loss=math.nan, rate=math.nan
+        )
+        yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)
