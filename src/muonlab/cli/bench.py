@@ -1,0 +1,5 @@
+"""`muonlab bench …`: measurements on this machine."""
+
+from tyro.extras import SubcommandApp
+
+application = SubcommandApp()

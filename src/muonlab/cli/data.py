@@ -1,0 +1,43 @@
+"""`muonlab data …`: corpora."""
+
+from rich.console import Console
+from rich.table import Table
+from tyro.extras import SubcommandApp
+
+from muonlab.cli.options import CACHE_DIR, CacheDir, Overrides, RecipeName
+from muonlab.config import override
+from muonlab.data import TokenData
+from muonlab.data.splits import SPLIT_NAMES
+from muonlab.recipes import recipe
+
+application = SubcommandApp()
+
+
+@application.command
+def prepare(
+    recipe_name: RecipeName = "small", overrides: Overrides = (), cache_dir: CacheDir = CACHE_DIR
+) -> None:
+    """Encode a recipe's corpus into the cache, and say what it holds.
+
+    A corpus of your own: data.source.kind=local data.source.path=FILE, where FILE is a text file,
+    a directory of them, a .jsonl or a .parquet with a text field.
+    """
+    data = override(recipe(recipe_name), list(overrides)).data.prepare(cache_dir)
+    print_corpus(data)
+
+
+def print_corpus(data: TokenData) -> None:
+    """A table of the splits of a prepared corpus."""
+    table = Table("split", "documents", "tokens", "bytes/token", title=str(data.directory))
+    for split in SPLIT_NAMES:
+        table.add_row(
+            split,
+            f"{data.num_documents(split):,}",
+            f"{data.num_tokens(split):,}",
+            f"{data.bytes_per_token(split):.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"vocabulary {data.vocab_size:,} tokens, data hash {data.data_hash[:16]}")
+    for warning in data.warnings:
+        console.print(f"warning: {warning}", style="bold red")

@@ -1,0 +1,97 @@
+"""`muonlab demo`: two models, Muon against AdamW, from text to a page with the answer."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from muonlab.cli.data import print_corpus
+from muonlab.cli.models import load_run
+from muonlab.cli.options import CACHE_DIR, RUNS_DIR, CacheDir, RunsDir
+from muonlab.cli.runs import with_text
+from muonlab.config import RunConfig
+from muonlab.data import TokenData
+from muonlab.generate import GenerateOptions, generate_text
+from muonlab.recipes import small, small_adamw
+from muonlab.report import comparison_table, write_comparison
+from muonlab.runs import RunDirectory
+from muonlab.train import train
+
+PROMPT_TOKENS = 12
+INTRODUCTION = (
+    "Two Mixture-of-Experts language models of the same shape, trained on the same batches in the "
+    "same order from the same initial weights with the same schedule. One has Muon for its hidden "
+    "matrices and AdamW for the rest, the other AdamW for everything. Each learning rate is the "
+    "best of five, chosen on the validation split with another seed. One pair of runs is an "
+    "illustration, not a measurement: it has no confidence interval."
+)
+
+
+def demo(
+    *,
+    data: Annotated[
+        Path | None, tyro.conf.arg(help="your own text: a file or a directory of .txt")
+    ] = None,
+    steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 400,
+    runs_dir: RunsDir = RUNS_DIR,
+    cache_dir: CacheDir = CACHE_DIR,
+) -> None:
+    """Train a pair of small MoE models, Muon against AdamW, and show which is better.
+
+    Interrupted? The same command goes on where it stopped. Finished? It only reports again.
+    """
+    console = Console()
+    configs = [with_text(_short(make(), steps), data) for make in (small, small_adamw)]
+    corpus = configs[0].data.prepare(cache_dir)
+    print_corpus(corpus)
+    directories = []
+    for config in configs:
+        run = RunDirectory.place(runs_dir, config)
+        if not (run.exists() and run.status() == "finished"):
+            train(config, run, corpus)
+        directories.append(run.path)
+    samples = {
+        config.variant: _samples(path, corpus, cache_dir)
+        for config, path in zip(configs, directories, strict=True)
+    }
+    page = write_comparison(
+        directories,
+        runs_dir / "demo" / "report",
+        title="Muon against AdamW",
+        introduction=INTRODUCTION,
+        samples=samples,
+    )
+    frame = comparison_table(directories)
+    table = Table(*frame.columns, title="same data, same start, same budget")
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+    for variant, texts in samples.items():
+        console.rule(f"written by the {variant} model")
+        for prompt, continuation in texts:
+            console.print(prompt, style="bold", end="", markup=False)
+            console.print(continuation, markup=False, highlight=False)
+    console.rule()
+    console.print(f"The page with the curves: {page}")
+
+
+def _short(config: RunConfig, steps: int) -> RunConfig:
+    return dataclasses.replace(
+        config, name="demo", train=dataclasses.replace(config.train, steps=steps)
+    )
+
+
+def _samples(path: Path, corpus: TokenData, cache_dir: Path) -> list[tuple[str, str]]:
+    """Continuations of the openings of two validation documents."""
+    model, _, _ = load_run(path, None, cache_dir)
+    documents = range(min(2, corpus.num_documents("validation")))
+    openings = [corpus.document("validation", i)[:PROMPT_TOKENS].tolist() for i in documents]
+    prompts = [corpus.tokenizer.decode(ids) for ids in openings]
+    options = GenerateOptions(max_new_tokens=80, temperature=0.7, top_p=0.95)
+    texts = [""] * len(prompts)
+    for pieces in generate_text(model, corpus.tokenizer, prompts, options):
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    return list(zip(prompts, texts, strict=True))

@@ -1,0 +1,28 @@
+"""Arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+RunsDir = Annotated[Path, tyro.conf.arg(help="where run directories are kept")]
+CacheDir = Annotated[Path, tyro.conf.arg(help="where encoded corpora are kept")]
+RunPath = Annotated[
+    Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")
+]
+RecipeName = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="RECIPE", help="its name; `muonlab inspect` lists all"),
+]
+Overrides = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="FIELD=VALUE",
+        help="changes to any field of the config, such as model.dim=256 optimizer.kind=adamw",
+    ),
+]
+
+RUNS_DIR = Path("runs")
+CACHE_DIR = Path("cache")

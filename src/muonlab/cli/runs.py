@@ -1,0 +1,99 @@
+"""`muonlab train | resume | runs`: making runs and finding them again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from muonlab.cli.options import (
+    CACHE_DIR,
+    RUNS_DIR,
+    CacheDir,
+    Overrides,
+    RecipeName,
+    RunPath,
+    RunsDir,
+)
+from muonlab.config import RunConfig, override
+from muonlab.recipes import recipe
+from muonlab.runs import RunDirectory, RunError, find_runs
+from muonlab.train import train
+
+
+def train_recipe(
+    recipe_name: RecipeName,
+    overrides: Overrides = (),
+    *,
+    data: Annotated[
+        Path | None, tyro.conf.arg(help="train on your own text: a file or a directory")
+    ] = None,
+    runs_dir: RunsDir = RUNS_DIR,
+    cache_dir: CacheDir = CACHE_DIR,
+) -> None:
+    """Train a recipe, with any field of it changed on the command line.
+
+    Ctrl-C writes a checkpoint and ends with exit code 130; `muonlab resume` goes on from there.
+    """
+    config = with_text(override(recipe(recipe_name), list(overrides)), data)
+    run = RunDirectory.place(runs_dir, config)
+    if run.exists():
+        raise RunError(
+            f"{run.path} holds this run already, {run.status()}; "
+            f"`muonlab resume {run.path}` continues it, seed=N starts another"
+        )
+    execute(config, run, cache_dir)
+
+
+def resume(run_path: RunPath, *, cache_dir: CacheDir = CACHE_DIR) -> None:
+    """Continue an interrupted run from its newest checkpoint, bit for bit."""
+    run = RunDirectory(run_path)
+    config = run.config()
+    if run.status() == "finished":
+        raise RunError(f"{run_path} is finished: {run.summary()['steps']} steps")
+    execute(config, run, cache_dir)
+
+
+def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> None:
+    """List runs with their status."""
+    table = Table("run", "status", "steps", "validation loss (nats)", "warnings")
+    for run in find_runs(runs_dir):
+        try:
+            status = run.status()
+            rows = run.metrics()
+            losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
+            table.add_row(
+                str(run.path),
+                status,
+                f"{rows[-1]['step'] if rows else 0}/{run.config().train.steps}",
+                f"{losses[-1]:.4f}" if losses else "",
+                "; ".join(run.manifest()["warnings"]),
+            )
+        except RunError as error:
+            table.add_row(str(run.path), f"damaged: {error}", "", "", "")
+    Console().print(table)
+
+
+def with_text(config: RunConfig, path: Path | None) -> RunConfig:
+    """The config with a local text as its corpus."""
+    if path is None:
+        return config
+    from muonlab.data import LocalConfig
+
+    source = LocalConfig(path=path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+
+
+def execute(config: RunConfig, run: RunDirectory, cache_dir: Path) -> None:
+    """Train with a progress bar and say how it ended."""
+    console = Console()
+    for warning in (*config.model.attention.warnings, *config.data.split.warnings):
+        console.print(f"warning: {warning}", style="bold red")
+    summary = train(config, run, config.data.prepare(cache_dir))
+    console.print(
+        f"{run.path}: validation loss {summary['val/loss']:.4f} nats/token, "
+        f"{summary['val/bits_per_byte']:.4f} bits/byte, accuracy {summary['val/accuracy']:.1%}, "
+        f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['train_seconds']:.1f} s"
+    )
