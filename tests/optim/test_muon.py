@@ -304,7 +304,6 @@ def test_under_grad_scaler():
     before = model.weight.detach().clone()
     loss = model(torch.randn(8, 4)).square().mean()
     scaler.scale(loss).backward()
-    scaler.unscale_(muon)
     model.weight.grad[0, 0] = float("inf")
     scaler.step(muon)  # skipped by the scaler, not by us
     scaler.update()

@@ -137,6 +137,9 @@ class Muon(Optimizer):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
+    # Opaque to torch.compile, as torch's own optimizers are where they read values on the host;
+    # torch.compiler.disable would import the compiler here.
+    @torch._disable_dynamo
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Callable[[], Any] | None = None, *, diagnostics: bool = False
