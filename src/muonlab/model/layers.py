@@ -50,9 +50,9 @@ class RMSNorm(nn.RMSNorm):
         if torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps)
         wide = _statistics_dtype(x)  # one native chain: half the calls of our own
-        return nn.functional.rms_norm(
-            x.to(wide), self.normalized_shape, self.weight, self.eps
-        ).to(x.dtype)
+        return nn.functional.rms_norm(x.to(wide), self.normalized_shape, self.weight, self.eps).to(
+            x.dtype
+        )
 
 
 class _RMSNorm(torch.autograd.Function):

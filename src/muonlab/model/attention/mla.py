@@ -8,12 +8,12 @@ Shapes: B batch, T tokens, D model width, H heads, R latent rank, N plain and P 
 query and key head, W value width of a head, S cached tokens.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.attention.softmax import causal_attention, kept_probabilities
@@ -197,16 +197,19 @@ class MLA(nn.Module):
     def _attend_absorbed(
         self, plain: Tensor, rotary: Tensor, cache: Tensor, chunk: Chunk
     ) -> Tensor:
-        """Attention over the cache (B, S, R + P) as it is: one key-value head for all heads."""
-        up = self.kv_up.weight.to(plain.dtype).unflatten(0, (2, self.num_heads, -1))
+        """Attention over the cache (B, S, R + P) as it is: all heads are queries of one head."""
+        B, H, T, _ = plain.shape
+        up = self.kv_up.weight.to(plain.dtype).view(2, H, -1, self.kv_rank)
         up_keys, up_values = up.unbind(0)  # (H, N, R), (H, W, R)
-        absorbed = torch.einsum("bhtn,hnr->bthr", plain, up_keys)
-        queries = torch.cat((absorbed, rotary.transpose(1, 2)), dim=-1)
-        scores = queries.flatten(1, 2).mul_(self.scale) @ cache.mT  # (B, T·H, S)
+        absorbed = torch.bmm(plain.transpose(0, 1).reshape(H, B * T, -1), up_keys)
+        absorbed = absorbed.view(H, B, T, -1).permute(1, 2, 0, 3)  # (B, T, H, R)
+        queries = torch.cat((absorbed, rotary.transpose(1, 2)), dim=-1).view(B, 1, T * H, -1)
+        mask = None
         if chunk.visible is not None:
-            visible = chunk.visible.repeat_interleave(self.num_heads, dim=1)
-            scores.masked_fill_(~visible, -math.inf)
-        mixed = scores.softmax(-1) @ cache[..., : self.kv_rank]  # (B, T·H, R)
-        mixed = mixed.unflatten(1, (-1, self.num_heads))
-        out = torch.einsum("bthr,hwr->bthw", mixed, up_values)
-        return self.out(out.flatten(2))
+            mask = chunk.visible.repeat_interleave(H, dim=1).unsqueeze(1)  # (B, 1, T·H, S)
+        keys = cache.unsqueeze(1)
+        # values as wide as the keys: the surplus is cheaper than attention without a flash kernel
+        mixed = scaled_dot_product_attention(queries, keys, keys, attn_mask=mask, scale=self.scale)
+        mixed = mixed[..., : self.kv_rank].reshape(B * T, H, -1).transpose(0, 1)
+        out = torch.bmm(mixed, up_values.mT)  # (H, B·T, W)
+        return self.out(out.transpose(0, 1).reshape(B, T, -1))
