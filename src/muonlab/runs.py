@@ -14,10 +14,11 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,26 @@ from torch import nn
 
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
 
+CHECKPOINT_NAME = re.compile(r"step-(\d{8})$")
+
 
 class RunError(ValueError):
     """A run directory that cannot serve: one line naming the path and what is wrong."""
+
+
+class RunBusyError(RunError):
+    """Another process holds the run."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RunState:
+    """What the loop carries besides weights. The dtype is settled once: a resumed run keeps it."""
+
+    dtype: str  # bf16 or fp32
+    seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    skipped_steps: int = 0
+    final: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +59,7 @@ class Checkpoint:
     step: int
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
-    progress: dict[str, Any]  # what the loop needs besides weights: dtype, seconds, counters
+    state: RunState
 
 
 class RunDirectory:
@@ -61,16 +79,19 @@ class RunDirectory:
         """Whether a run was started here."""
         return (self.path / "config.json").exists()
 
-    def check_is_of(self, config: RunConfig) -> None:
-        """Raise RunError unless this is an untouched run of ``config``."""
+    def check_is_of(self, config: RunConfig, data_hash: str) -> None:
+        """Raise RunError unless this is an untouched run of ``config`` on that data."""
+        manifest = self.manifest()
         found = self.config().fingerprint()
+        if found != manifest["fingerprint"]:
+            raise RunError(f"{self.path}/config.json was changed after the run began")
         if found != config.fingerprint():
             raise RunError(f"{self.path} is the run of another config")
-        if found != self.manifest().get("fingerprint"):
-            raise RunError(f"{self.path}/config.json was changed after the run began")
+        if data_hash != manifest["data_hash"]:
+            raise RunError(f"{self.path} was trained on other data than the corpus now holds")
 
     def create(self, config: RunConfig, manifest: dict[str, Any]) -> None:
-        """Start a run in a new directory."""
+        """Start a run here."""
         with _one_line_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "manifest.json", _json(manifest))
@@ -87,10 +108,12 @@ class RunDirectory:
             raise RunError(f"{path}: {error}") from None
 
     def manifest(self) -> dict[str, Any]:
-        return self._read_json("manifest.json")
+        """What `muonlab.manifest` found at the start; raises RunError."""
+        return self._read_json("manifest.json", "fingerprint", "data_hash", "warnings")
 
     def summary(self) -> dict[str, Any]:
-        return self._read_json("summary.json")
+        """The outcome of a finished run; raises RunError."""
+        return self._read_json("summary.json", "steps")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
@@ -102,21 +125,27 @@ class RunDirectory:
         if (self.path / "summary.json").exists():
             return "finished"
         try:
-            with self.lock():
-                return "interrupted" if self.checkpoint_steps() else "started"
-        except RunError:
+            with self.lock(wait_seconds=0):
+                pass
+        except RunBusyError:
             return "running"
+        except RunError:
+            pass  # a directory that may only be read
+        return "interrupted" if self.checkpoint_steps() else "started"
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process; raises RunError if another one holds it."""
-        lock = filelock.FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            raise RunError(f"{self.path} is in use by another process") from None
-        except OSError as error:
-            raise RunError(f"{self.path}: {error.strerror}") from None
+    def lock(self, *, wait_seconds: float = 1.0) -> Iterator[None]:
+        """Hold the run for this process; raises RunBusyError if another one holds it.
+
+        It waits a little, because `status` holds every run that it looks at for a moment.
+        """
+        with _one_line_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path / ".lock", timeout=wait_seconds)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                raise RunBusyError(f"{self.path} is in use by another process") from None
         try:
             yield
         finally:
@@ -135,20 +164,23 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         rows = []
         for number, line in enumerate(lines, start=1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                if number == len(lines) and not line.endswith("\n"):
+                row = json.loads(line)
+            except ValueError:
+                if number == len(lines) and not line.endswith(b"\n"):
                     break
                 raise RunError(f"{path}, line {number}: not JSON") from None
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise RunError(f"{path}, line {number}: no row of metrics, it has no step")
+            rows.append(row)
         return rows
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop the rows after ``step``: a resumed run writes them again."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
+        """Keep the rows of the first ``step`` updates: a resumed run writes the others again."""
+        rows = [row for row in self.metrics() if step and row["step"] <= step]
         with _one_line_errors(self.path):
             write_whole(
                 self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
@@ -158,14 +190,15 @@ class RunDirectory:
 
     def checkpoint_steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self.checkpoints.glob("step-*"))
+        names = (path.name for path in self.checkpoints.glob("step-*"))
+        return sorted(int(match[1]) for name in names if (match := CHECKPOINT_NAME.match(name)))
 
     def save_checkpoint(
         self,
         step: int,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        progress: dict[str, Any],
+        state: RunState,
         keep: int,
     ) -> None:
         """Write a checkpoint aside and rename it; then drop all but the newest ``keep``.
@@ -177,15 +210,16 @@ class RunDirectory:
             return
         aside = self.checkpoints / f".writing-{step:08d}"
         with _one_line_errors(aside):
-            shutil.rmtree(aside, ignore_errors=True)
+            for leftover in self.checkpoints.glob(".*"):  # of a process that died
+                shutil.rmtree(leftover)
             try:
                 aside.mkdir(parents=True)
                 _save_model(model, aside / "model.safetensors")
                 torch.save(optimizer.state_dict(), aside / "optimizer.pt")
                 sizes = {file.name: file.stat().st_size for file in aside.iterdir()}
-                state = {"step": step, "progress": progress, "bytes": sizes}
-                (aside / "state.json").write_text(_json(state))
-                for file in aside.iterdir():
+                facts = {"step": step, "state": asdict(state), "bytes": sizes}
+                (aside / "state.json").write_text(_json(facts))
+                for file in (*aside.iterdir(), aside):
                     _flush(file)
                 aside.rename(target)
                 _flush(self.checkpoints)
@@ -193,8 +227,10 @@ class RunDirectory:
                 # torch and safetensors wrap a full disk in errors of their own
                 shutil.rmtree(aside, ignore_errors=True)
                 raise OSError(getattr(error, "errno", None), str(error).splitlines()[0]) from error
-        for old in self.checkpoint_steps()[:-keep]:
-            shutil.rmtree(self.checkpoints / f"step-{old:08d}")
+            for old in self.checkpoint_steps()[:-keep]:
+                outdated = self.checkpoints / f".deleting-{old:08d}"
+                (self.checkpoints / f"step-{old:08d}").rename(outdated)
+                shutil.rmtree(outdated)
 
     def load_checkpoint(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of ``step``, or the newest; raises RunError if absent or damaged."""
@@ -206,16 +242,16 @@ class RunDirectory:
             raise RunError(f"{self.path} has no checkpoint of step {step}; it has {steps}")
         path = self.checkpoints / f"step-{chosen:08d}"
         try:
-            state = json.loads((path / "state.json").read_text())
-            for name, size in state["bytes"].items():
+            facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            for name, size in facts["bytes"].items():
                 found = (path / name).stat().st_size
                 if found != size:
                     raise RunError(f"{path / name} is damaged: {found} bytes, {size} expected")
             return Checkpoint(
-                step=state["step"],
+                step=facts["step"],
                 model=safetensors.torch.load_file(path / "model.safetensors"),
                 optimizer=torch.load(path / "optimizer.pt", weights_only=True),
-                progress=state["progress"],
+                state=RunState(**facts["state"]),
             )
         except RunError:
             raise
@@ -223,19 +259,27 @@ class RunDirectory:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"{path} is damaged or no checkpoint: {reason}") from None
 
-    def _read_json(self, name: str) -> dict[str, Any]:
+    def _read_json(self, name: str, *needed: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{path} does not exist") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"{path} is damaged: {error}") from None
+        for key in needed:
+            if not isinstance(values, dict) or key not in values:
+                raise RunError(f"{path} is damaged: it has no {key!r}")
+        return values
 
 
 def find_runs(root: Path) -> list[RunDirectory]:
-    """Every run below ``root``, by path."""
-    return [RunDirectory(path.parent) for path in sorted(root.rglob("config.json"))]
+    """Every run below ``root``, by path; what lies inside a run is not another one."""
+    found: list[Path] = []
+    for path in sorted(config.parent for config in root.rglob("config.json")):
+        if not any(run in path.parents for run in found):
+            found.append(path)
+    return [RunDirectory(path) for path in found]
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:

@@ -4,11 +4,12 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muonlab import machine
 from muonlab.config import ConfigError, RunConfig, stream_seed
@@ -17,8 +18,8 @@ from muonlab.evaluate import evaluate
 from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
-from muonlab.runs import Checkpoint, RunDirectory, RunError, load_weights, now
-from muonlab.trackers import open_trackers
+from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
+from muonlab.trackers import check_installed, open_trackers
 
 
 class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
@@ -26,7 +27,7 @@ class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
 
 
 class NonfiniteLossError(RuntimeError):
-    """Loss or gradient became NaN or infinite and the config says to stop."""
+    """Loss or gradient became NaN or infinite and the config says to stop, or the weights did."""
 
 
 def train(
@@ -45,28 +46,38 @@ def train(
     `NonfiniteLossError`, and `RunError` where the directory cannot be written.
     """
     device = device or machine.default_device()
-    check_fits(config, data)
     settings = config.train
+    tokens_per_step = settings.batch_size * settings.sequence_length
+    check_fits(config, data)
+    check_installed(settings.trackers)
     model = config.model.build(stream_seed(config.seed, "init"), device)
     optimizer = config.optimizer.build(model)
-    if run.exists():
-        run.check_is_of(config)
-    else:
-        run.create(config, manifest(config, data, model, optimizer, device))
 
-    with run.lock(), stop_signals() as stop, open_trackers(settings.trackers, run) as tracker:
-        step, state = 0, new_progress(settings.dtype, device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.lock())
+        stop = stack.enter_context(stop_signals())
+        if run.exists():
+            run.check_is_of(config, data.data_hash)
+        else:
+            run.create(config, manifest(config, data, model, optimizer, device))
         if run.checkpoint_steps():
-            step, state = restore(run, data, model, optimizer)
+            step, state = restore(run, model, optimizer)
+        else:
+            step, state = 0, new_state(settings.dtype, device)
         run.truncate_metrics(step)
-        model.compute_dtype = machine.resolve_dtype(state["dtype"], device)
+        model.compute_dtype = machine.resolve_dtype(state.dtype, device)
+        mirror = stack.enter_context(open_trackers(settings.trackers, run, step))
+        show = stack.enter_context(progress_bar(config, step, enabled=progress))
 
-        def log(row: dict[str, float | int]) -> None:
-            stamp = {"step": step, "tokens": step * tokens_per_step, "time": state["seconds"]}
+        def log(row: dict[str, float]) -> None:
+            stamp = {"step": step, "tokens": step * tokens_per_step, "time": state.seconds}
             run.append_metrics(stamp | row)
-            tracker.log(step, row)
+            mirror(step, row)
+            show(step, row)
 
         def checkpoint() -> None:
+            if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+                raise NonfiniteLossError(stop_message(run, step, "weights are not finite"))
             run.save_checkpoint(step, model, optimizer, state, settings.keep_checkpoints)
 
         def validate() -> dict[str, float]:
@@ -79,73 +90,72 @@ def train(
                 max_batches=settings.evaluate_batches,
             )
 
-        tokens_per_step = settings.batch_size * settings.sequence_length
         if step == 0:
             log(validate())
         model.train()
-        with progress_bar(config, step, enabled=progress) as bar:
-            while step < settings.steps:
-                started = time.perf_counter()
-                multiplier = config.learning_rate.multiplier(step, settings.steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * multiplier
+        while step < settings.steps:
+            started = time.perf_counter()
+            multiplier = config.learning_rate.multiplier(step, settings.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
 
-                loss = accumulate_gradients(config, model, data, step, device)
-                norms = clip_gradients(optimizer, settings.clip_norm)
+            loss = accumulate_gradients(config, model, data, step, device)
+            norms = clip_gradients(optimizer, settings.clip_norm)
 
-                optimizer_started = time.perf_counter()
-                healthy = math.isfinite(loss) and math.isfinite(norms["train/grad_norm"])
-                wants_diagnostics = (
-                    settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
+            optimizer_started = time.perf_counter()
+            healthy = math.isfinite(loss) and math.isfinite(norms["train/grad_norm"])
+            wants_diagnostics = (
+                settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
+            )
+            if healthy:
+                optimizer.step(diagnostics=wants_diagnostics)
+            elif settings.nonfinite == "stop":
+                problem = f"loss {loss}, gradient norm {norms['train/grad_norm']}"
+                raise NonfiniteLossError(stop_message(run, step + 1, problem))
+            else:
+                state.skipped_steps += 1
+            model.update_balance(skipped=not healthy)
+            optimizer.zero_grad()
+            finished = time.perf_counter()
+
+            step += 1
+            state.seconds += finished - started
+            state.optimizer_seconds += finished - optimizer_started
+            row = {
+                "train/loss": loss,
+                **norms,
+                "train/learning_rate": config.optimizer.lr * multiplier,
+                "train/step_seconds": finished - started,
+                "train/optimizer_seconds": finished - optimizer_started,
+                "train/tokens_per_second": tokens_per_step / (finished - started),
+                "train/skipped_steps": state.skipped_steps,
+            }
+            if wants_diagnostics and healthy:
+                row |= optimizer.diagnostics
+            log(row)
+
+            if step % settings.evaluate_every == 0 or step == settings.steps:
+                state.final = validate()
+                log(state.final)
+            stopping = bool(stop)
+            if step % settings.checkpoint_every == 0 or step == settings.steps or stopping:
+                checkpoint()
+            if stopping and step < settings.steps:
+                raise InterruptedRun(
+                    f"stopped after step {step}; `muonlab resume {run.path}` goes on"
                 )
-                if healthy:
-                    optimizer.step(diagnostics=wants_diagnostics)
-                elif settings.nonfinite == "stop":
-                    raise NonfiniteLossError(stop_message(run, step, loss, norms))
-                else:
-                    state["skipped"] += 1
-                model.update_balance(skipped=not healthy)
-                optimizer.zero_grad()
-                finished = time.perf_counter()
-
-                step += 1
-                state["seconds"] += finished - started
-                state["optimizer_seconds"] += finished - optimizer_started
-                row = {
-                    "train/loss": loss,
-                    **norms,
-                    "train/learning_rate": config.optimizer.lr * multiplier,
-                    "train/step_seconds": finished - started,
-                    "train/optimizer_seconds": finished - optimizer_started,
-                    "train/tokens_per_second": tokens_per_step / (finished - started),
-                    "train/skipped_steps": state["skipped"],
-                }
-                if wants_diagnostics and healthy:
-                    row |= optimizer.diagnostics
-                log(row)
-                bar(step, loss, tokens_per_step / (finished - started))
-
-                if step % settings.evaluate_every == 0 or step == settings.steps:
-                    state["final"] = validate()
-                    log(state["final"])
-                if step % settings.checkpoint_every == 0 or step == settings.steps or stop:
-                    checkpoint()
-                if stop and step < settings.steps:
-                    raise InterruptedRun(
-                        f"stopped after step {step}; `muonlab resume {run.path}` goes on"
-                    )
 
         summary = {
             "steps": step,
             "tokens": step * tokens_per_step,
-            "skipped_steps": state["skipped"],
-            "train_seconds": state["seconds"],
-            "tokens_per_second": step * tokens_per_step / max(state["seconds"], 1e-9),
-            "optimizer_share": state["optimizer_seconds"] / max(state["seconds"], 1e-9),
+            "skipped_steps": state.skipped_steps,
+            "train_seconds": state.seconds,
+            "tokens_per_second": step * tokens_per_step / max(state.seconds, 1e-9),
+            "optimizer_share": state.optimizer_seconds / max(state.seconds, 1e-9),
             "optimizer_state_bytes": optimizer.state_bytes(),
             "peak_memory_bytes": peak_memory_bytes(device),
             "finished": now(),
-            **state["final"],
+            **state.final,
         }
         run.finish(summary)
     return summary
@@ -208,33 +218,28 @@ def check_fits(config: RunConfig, data: TokenData) -> None:
     data.batch(0, 0, config.train.batch_size, config.train.sequence_length)  # raises if too small
 
 
-def new_progress(dtype: str, device: torch.device) -> dict[str, Any]:
-    """What the loop carries besides weights. The dtype is settled once: a resumed run keeps it."""
-    name = "bf16" if machine.resolve_dtype(dtype, device) == torch.bfloat16 else "fp32"
-    return {"dtype": name, "seconds": 0.0, "optimizer_seconds": 0.0, "skipped": 0, "final": {}}
+def new_state(dtype: str, device: torch.device) -> RunState:
+    """The state of a run before its first step."""
+    resolved = machine.resolve_dtype(dtype, device)
+    return RunState(dtype="bf16" if resolved == torch.bfloat16 else "fp32")
 
 
-def restore(
-    run: RunDirectory, data: TokenData, model: LanguageModel, optimizer: Muon
-) -> tuple[int, dict[str, Any]]:
-    """Load the newest checkpoint; raises RunError if it belongs to other data or another model."""
-    if run.manifest()["data_hash"] != data.data_hash:
-        raise RunError(f"{run.path} was trained on other data than the corpus now holds")
-    checkpoint: Checkpoint = run.load_checkpoint()
+def restore(run: RunDirectory, model: LanguageModel, optimizer: Muon) -> tuple[int, RunState]:
+    """Load the newest checkpoint; raises RunError if it is damaged or of another model."""
+    checkpoint = run.load_checkpoint()
     load_weights(model, checkpoint.model, run.path)
     try:
         optimizer.load_state_dict(checkpoint.optimizer)
-    except ValueError as error:
-        raise RunError(f"{run.path}: {error}") from None
-    return checkpoint.step, checkpoint.progress
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run.path}: this optimizer cannot continue it: {error}") from None
+    return checkpoint.step, checkpoint.state
 
 
-def stop_message(run: RunDirectory, step: int, loss: float, norms: dict[str, float]) -> str:
+def stop_message(run: RunDirectory, step: int, problem: str) -> str:
     steps = run.checkpoint_steps()
     last = f"the last good checkpoint is of step {steps[-1]}" if steps else "no checkpoint yet"
     return (
-        f"step {step + 1}: loss {loss}, gradient norm {norms['train/grad_norm']}; {last}; "
-        f"a lower learning rate, or train.nonfinite=skip, may help"
+        f"step {step}: {problem}; {last}; a lower learning rate, or train.nonfinite=skip, may help"
     )
 
 
@@ -259,21 +264,38 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def progress_bar(config: RunConfig, step: int, *, enabled: bool) -> Iterator[Any]:
-    """Yields ``update(step, loss, tokens_per_second)``."""
+def progress_bar(
+    config: RunConfig, step: int, *, enabled: bool
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Yields ``show(step, row)``: training moves a bar, an evaluation prints a line.
+
+    Both on standard error; in a file the bar is one line, at the end.
+    """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps"),
-        TextColumn("loss {task.fields[loss]:.3f} nats"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
         TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
-    with Progress(*columns, disable=not enabled) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, expand=True, disable=not enabled) as bar:
         label = f"{config.name}/{config.variant} s{config.seed}"
         task = bar.add_task(
             label, total=config.train.steps, completed=step, loss=math.nan, rate=math.nan
         )
-        yield lambda step, loss, rate: bar.update(task, completed=step, loss=loss, rate=rate)
+
+        def show(step: int, row: dict[str, float]) -> None:
+            if "train/loss" in row:
+                loss, rate = row["train/loss"], row["train/tokens_per_second"]
+                bar.update(task, completed=step, loss=loss, rate=rate)
+            elif enabled:
+                console.print(
+                    f"step {step}: validation loss {row['val/loss']:.4f} nats/token, "
+                    f"{row['val/bits_per_byte']:.4f} bits/byte",
+                    highlight=False,
+                )
+
+        yield show

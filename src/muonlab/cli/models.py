@@ -28,7 +28,7 @@ def load_run(
     device = machine.default_device()
     model = config.model.build(0, device)
     load_weights(model, checkpoint.model, path)
-    model.compute_dtype = machine.resolve_dtype(checkpoint.progress["dtype"], device)
+    model.compute_dtype = machine.resolve_dtype(checkpoint.state.dtype, device)
     model.eval()
     data = config.data.prepare(cache_dir)
     if data.data_hash != run.manifest()["data_hash"]:
