@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import re
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -120,7 +119,7 @@ class RunConfig:
             )
 
     def fingerprint(self) -> str:
-        """A hash of everything that can change the weights: not of labels or trackers."""
+        """A hash of everything that can change weights or metrics: not of labels or trackers."""
         facts = to_dict(self)
         del facts["name"], facts["variant"], facts["train"]["trackers"]
         canonical = json.dumps(facts, sort_keys=True)
@@ -150,9 +149,9 @@ def from_json(text: str) -> RunConfig:
 
 
 def from_dict(values: Any) -> RunConfig:
-    """Raises ConfigError."""
+    """A config from plain JSON data; a number in quotes is no number. Raises ConfigError."""
     try:
-        return _ADAPTER.validate_python(values)
+        return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         raise ConfigError(_one_line(error, values)) from None
 
@@ -172,18 +171,21 @@ def override(config: RunConfig, overrides: list[str]) -> RunConfig:
         *parents, name = path.strip().split(".")
         part = values
         for depth, parent in enumerate(parents):
-            if not isinstance(part.get(parent), dict):
-                raise ConfigError(_unknown(".".join(parents[: depth + 1]), parent, list(part)))
+            where = ".".join(parents[: depth + 1])
+            if parent not in part:
+                raise ConfigError(_unknown(where, parent, list(part)))
+            if not isinstance(part[parent], dict):
+                raise ConfigError(f"{path.strip()}: {where} has no fields, it is a value")
             part = part[parent]
         if name not in part and not any(part is other for other in renewed):
             raise ConfigError(_unknown(path, name, list(part)))
         if name == "kind":
             part.clear()
             renewed.append(part)
-        try:
-            part[name] = json.loads(text)
-        except json.JSONDecodeError:
-            part[name] = {"None": None, "True": True, "False": False}.get(text, text)
+        value = _parse(text)
+        if isinstance(part.get(name), str) and isinstance(value, int | float):
+            value = text  # a name such as 2026
+        part[name] = value
     return from_dict(values)
 
 
@@ -198,6 +200,13 @@ def stream_seed(seed: int, *stream: str | int) -> int:
     return int.from_bytes(digest[:7], "little")
 
 
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return {"None": None, "True": True, "False": False}.get(text, text)
+
+
 def _unknown(path: str, name: str, legal: list[str]) -> str:
     close = difflib.get_close_matches(name, legal, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
@@ -208,7 +217,7 @@ def _one_line(error: ValidationError, values: Any) -> str:
     """The first problem of a validation error, as "field: what is wrong; what is legal"."""
     problem = error.errors(include_url=False)[0]
     path, cls = _locate(problem["loc"], values)
-    where = ".".join(path) or "config"
+    where = ".".join(path) or "the config"
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "unexpected_keyword_argument":
         legal = [f.name for f in dataclasses.fields(cls)] if cls else []
@@ -216,10 +225,13 @@ def _one_line(error: ValidationError, values: Any) -> str:
     if kind == "union_tag_invalid":
         return f"{where}.kind is {context['tag']!r}; legal: {context['expected_tags']}"
     if kind == "union_tag_not_found":
-        return f"{where}: no kind given"
+        return f"{where}.kind is missing"
     if kind == "value_error":
-        return f"{where}: {context['error']}"
-    return f"{where} is {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+        return f"{where}: {context['error']}" if path else str(context["error"])
+    if kind == "missing":
+        return f"{where} is missing"
+    legal = problem["msg"].replace("Input should be", "it must be")
+    return f"{where} is {json.dumps(problem['input'])}; {legal}"
 
 
 def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], type | None]:
@@ -228,6 +240,8 @@ def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], ty
     cls: Any = RunConfig
     holder: Any = None
     for part in location:
+        if isinstance(values, list) and isinstance(part, str):
+            break  # a member of a union of plain types
         if isinstance(values, dict) and part == values.get("kind") and part not in values:
             continue  # the tag of a union
         path.append(str(part))
@@ -240,10 +254,11 @@ def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], ty
 
 def _class_for(hint: Any, values: Any) -> Any:
     """The config class that a type hint means for these values (its ``kind`` picks of a union)."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        for member in typing.get_args(hint):
-            kinds = typing.get_args(typing.get_type_hints(member).get("kind")) if member else ()
-            if isinstance(values, dict) and values.get("kind") in kinds:
-                return member
-        return None
-    return hint
+    members = typing.get_args(hint)
+    if not members:
+        return hint
+    kind = values.get("kind") if isinstance(values, dict) else None
+    for member in filter(dataclasses.is_dataclass, members):
+        if kind in typing.get_args(typing.get_type_hints(member)["kind"]):
+            return member
+    return None
