@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from muonlab.data import TextTokenizer, TrainBPE
 from muonlab.export import ExportError, export_hf, import_hf
 from muonlab.model import LanguageModel, ModelConfig
-from muonlab.model.attention import MHSAConfig
+from muonlab.model.attention import MHLAConfig, MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 
@@ -21,6 +21,15 @@ VOCAB = 512
 GQA = MHSAConfig(num_heads=4, num_kv_heads=2, rope_base=50_000.0)
 MHSA_NORM = MHSAConfig(num_heads=4, head_dim=20, qk_norm=True)
 EXPERTS = MoEConfig(hidden_dim=24, num_experts=5, gated=True)
+MLA = MLAConfig(num_heads=4, kv_rank=16, rope_dim=8)
+SHARED_EXPERTS = MoEConfig(
+    hidden_dim=24,
+    gated=True,
+    num_shared_experts=2,
+    gate="sigmoid",
+    routed_scale=1.5,
+    balancing="bias",
+)
 MODELS = {
     "Llama": {"attention": GQA, "ffn": DenseConfig(hidden_dim=40, gated=True)},
     "Arcee": {"ffn": DenseConfig(hidden_dim=40, activation="relu2"), "tie_head": False},
@@ -34,6 +43,12 @@ MODELS = {
         "attention": MHSA_NORM,
         "ffn": MoEConfig(hidden_dim=24, gated=True, normalize_gates=False, every=2),
     },
+    "DeepseekV3": {"attention": MLA, "ffn": SHARED_EXPERTS, "tie_head": False},
+    "DeepseekV3 with low-rank queries": {
+        "attention": MLAConfig(num_heads=4, kv_rank=16, query_rank=12, head_dim=12, rope_dim=6),
+        "ffn": SHARED_EXPERTS,
+    },
+    "DeepseekV3 dense": {"attention": MLA, "ffn": DenseConfig(hidden_dim=40, gated=True)},
 }
 FAMILIES = pytest.mark.parametrize("family", MODELS)
 
@@ -56,17 +71,22 @@ def build(**changes) -> LanguageModel:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else 0.2 * noise)
+        if model.config.ffn.kind == "moe" and model.config.ffn.balancing == "bias":
+            for name, buffer in model.named_buffers():
+                if name.endswith("selection_bias"):
+                    buffer.copy_(torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 
 @FAMILIES
 def test_logits_of_real_text_equal_those_of_transformers(family, tokenizer, text, tmp_path):
     model = build(**MODELS[family])
-    assert export_hf(model, tokenizer, tmp_path / "out") == f"{family}ForCausalLM"
+    architecture = f"{family.split()[0]}ForCausalLM"
+    assert export_hf(model, tokenizer, tmp_path / "out") == architecture
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
-    assert type(theirs).__name__ == f"{family}ForCausalLM"
+    assert type(theirs).__name__ == architecture
     assert theirs.dtype == torch.float32
     assert not any(info.values()), info
     tokens = torch.tensor([tokenizer.encode(text)[:128]])
@@ -131,6 +151,19 @@ def test_only_safe_files_are_written(tokenizer, tmp_path):
         (
             {"attention": MHSAConfig(num_heads=3, head_dim=8), "ffn": DenseConfig(gated=True)},
             "Llama needs a dim that num_heads divides",
+        ),
+        pytest.param(
+            {"attention": MHLAConfig(num_heads=4)},
+            "attention is 'mhla'; no transformers class",
+            marks=pytest.mark.filterwarnings("ignore:attention kind mhla is not causal"),
+        ),
+        (
+            {"attention": MLA, "ffn": MoEConfig(gated=True)},
+            "DeepseekV3 needs gate='sigmoid', num_shared_experts of at least 1",
+        ),
+        (
+            {"attention": MLA, "ffn": SHARED_EXPERTS, "norm_eps": 1e-5},
+            "DeepseekV3 needs norm_eps=1e-06",
         ),
     ],
 )

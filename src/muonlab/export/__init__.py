@@ -80,7 +80,7 @@ def import_hf(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         weights = {entry.ours: entry.join(theirs) for entry in entries(config, family)}
     except KeyError as error:
         raise ExportError(f"{directory}: tensor {error.args[0]} is missing") from None
-    weights |= dict(absent(config))
+    weights |= dict(absent(config, family))
     if config.tie_head:
         weights["head.weight"] = weights["embedding.weight"]
     return config, weights

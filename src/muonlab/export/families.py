@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muonlab.model import ModelConfig
-from muonlab.model.attention import MHSAConfig
+from muonlab.model.attention import MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 
@@ -33,16 +33,21 @@ ARCEE = Family("Arcee", "arcee")  # Llama with a feed-forward of two matrices
 QWEN3 = Family("Qwen3", "qwen3")
 MIXTRAL = Family("Mixtral", "mixtral", "block_sparse_moe", ("w1", "w3", "w2"))
 QWEN3_MOE = Family("Qwen3Moe", "qwen3_moe")
-FAMILIES = {family.model_type: family for family in (LLAMA, ARCEE, QWEN3, MIXTRAL, QWEN3_MOE)}
+DEEPSEEK = Family("DeepseekV3", "deepseek_v3")
+FAMILIES = {
+    family.model_type: family for family in (LLAMA, ARCEE, QWEN3, MIXTRAL, QWEN3_MOE, DEEPSEEK)
+}
 
 
 def family_of(config: ModelConfig) -> Family:
     """The class that computes this model exactly; raises ExportError with the reasons."""
     if config.scale_embedding:
         raise ExportError("scale_embedding is True; no class of this export scales embeddings")
-    if not isinstance(config.attention, MHSAConfig):
+    if isinstance(config.attention, MLAConfig):
+        obstacles = _latent_obstacles(config, config.attention)
+    elif not isinstance(config.attention, MHSAConfig):
         raise ExportError(f"attention is {config.attention.kind!r}; no transformers class has it")
-    if isinstance(config.ffn, DenseConfig):
+    elif isinstance(config.ffn, DenseConfig):
         obstacles = _dense_obstacles(config, config.attention, config.ffn)
     else:
         obstacles = _moe_obstacles(config.attention, config.ffn)
@@ -90,6 +95,23 @@ def _moe_obstacles(attention: MHSAConfig, ffn: MoEConfig) -> dict[Family, list[s
     }
 
 
+def _latent_obstacles(config: ModelConfig, attention: MLAConfig) -> dict[Family, list[str]]:
+    ffn = config.ffn
+    needs = {
+        "qk_norm=False": not attention.qk_norm,
+        "norm_eps=1e-06": config.norm_eps == 1e-6,  # that of the latent's norm is fixed
+        "gated=True": ffn.gated,
+    }
+    if isinstance(ffn, MoEConfig):
+        needs |= {
+            "gate='sigmoid'": ffn.gate == "sigmoid",
+            "num_shared_experts of at least 1": ffn.num_shared_experts > 0,
+            "num_experts of at least 2": ffn.num_experts > 1,
+            "every=1": ffn.every == 1,
+        }
+    return {DEEPSEEK: _unmet(needs)}
+
+
 def _unmet(requirements: Mapping[str, bool]) -> list[str]:
     return [need for need, met in requirements.items() if not met]
 
@@ -97,6 +119,7 @@ def _unmet(requirements: Mapping[str, bool]) -> list[str]:
 def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The content of ``config.json``, without token ids and dtype."""
     attention, ffn = config.attention, config.ffn
+    assert isinstance(attention, (MHSAConfig, MLAConfig))  # family_of refuses the others
     fields: dict[str, Any] = {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -112,9 +135,23 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
         "attention_dropout": config.dropout,
         "rope_theta": attention.rope_base,
         "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.kv_heads(),
-        "head_dim": attention.width_of_head(config.dim),
     }
+    width = attention.width_of_head(config.dim)
+    if isinstance(attention, MHSAConfig):
+        fields |= {"num_key_value_heads": attention.kv_heads(), "head_dim": width}
+    else:
+        fields |= {
+            "kv_lora_rank": attention.kv_rank,
+            "q_lora_rank": attention.query_rank,
+            "qk_nope_head_dim": width,
+            "qk_rope_head_dim": attention.rope_dim,
+            "v_head_dim": width,
+            "rope_interleave": False,
+            "num_nextn_predict_layers": 0,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 0 if isinstance(ffn, MoEConfig) else config.num_layers,
+        }
     if isinstance(ffn, DenseConfig):
         return fields | {"intermediate_size": ffn.hidden_dim}
     fields |= {
@@ -123,13 +160,18 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
     }
     if family is MIXTRAL:
         return fields | {"num_local_experts": ffn.num_experts, "intermediate_size": ffn.hidden_dim}
-    return fields | {
-        "num_experts": ffn.num_experts,
+    fields |= {
         "moe_intermediate_size": ffn.hidden_dim,
         "intermediate_size": ffn.dense_hidden_dim(),
-        "decoder_sparse_step": ffn.every,
         "norm_topk_prob": ffn.normalize_gates,
     }
+    if family is DEEPSEEK:
+        return fields | {
+            "n_routed_experts": ffn.num_experts,
+            "n_shared_experts": ffn.num_shared_experts,
+            "routed_scaling_factor": ffn.routed_scale,
+        }
+    return fields | {"num_experts": ffn.num_experts, "decoder_sparse_step": ffn.every}
 
 
 # what our models do not have: (key, the only legal value)
@@ -139,6 +181,9 @@ ABSENT = (
     ("rope_scaling", None),
     ("use_sliding_window", False),
     ("mlp_only_layers", []),
+    ("rope_interleave", False),
+    ("n_group", 1),
+    ("topk_group", 1),
 )
 
 
@@ -160,7 +205,7 @@ def from_hf(fields: Mapping[str, Any], name: str) -> tuple[ModelConfig, Family]:
             num_layers=fields["num_hidden_layers"],
             max_length=fields["max_position_embeddings"],
             attention=_attention_from_hf(fields, family, name),
-            ffn=_ffn_from_hf(fields, family),
+            ffn=_ffn_from_hf(fields, family, name),
             tie_head=fields["tie_word_embeddings"],
             dropout=fields["attention_dropout"],
             norm_eps=fields["rms_norm_eps"],
@@ -171,8 +216,22 @@ def from_hf(fields: Mapping[str, Any], name: str) -> tuple[ModelConfig, Family]:
     return config, family
 
 
-def _attention_from_hf(fields: Mapping[str, Any], family: Family, name: str) -> MHSAConfig:
+def _attention_from_hf(
+    fields: Mapping[str, Any], family: Family, name: str
+) -> MHSAConfig | MLAConfig:
     heads = fields["num_attention_heads"]
+    if family is DEEPSEEK:
+        width = fields["qk_nope_head_dim"]
+        if fields["v_head_dim"] != width:
+            raise ExportError(f"{name}: v_head_dim is {fields['v_head_dim']}; expected {width}")
+        return MLAConfig(
+            num_heads=heads,
+            kv_rank=fields["kv_lora_rank"],
+            query_rank=fields["q_lora_rank"],
+            head_dim=None if width * heads == fields["hidden_size"] else width,
+            rope_dim=fields["qk_rope_head_dim"],
+            rope_base=_rope_base(fields, name),
+        )
     kv_heads = fields["num_key_value_heads"]
     head_dim = fields["head_dim"]
     return MHSAConfig(
@@ -193,12 +252,28 @@ def _rope_base(fields: Mapping[str, Any], name: str) -> float:
     return rope["rope_theta"]
 
 
-def _ffn_from_hf(fields: Mapping[str, Any], family: Family) -> DenseConfig | MoEConfig:
-    if family in (LLAMA, ARCEE, QWEN3):
+def _ffn_from_hf(fields: Mapping[str, Any], family: Family, name: str) -> DenseConfig | MoEConfig:
+    dense_layers = fields.get("first_k_dense_replace", 0)
+    if dense_layers not in (0, fields["num_hidden_layers"]):
+        raise ExportError(f"{name}: first_k_dense_replace is {dense_layers}; expected 0 or all")
+    if family in (LLAMA, ARCEE, QWEN3) or dense_layers:
         return DenseConfig(
             hidden_dim=fields["intermediate_size"],
             activation=fields["hidden_act"],
             gated=family is not ARCEE,
+        )
+    if family is DEEPSEEK:
+        return MoEConfig(
+            hidden_dim=fields["moe_intermediate_size"],
+            activation=fields["hidden_act"],
+            gated=True,
+            num_experts=fields["n_routed_experts"],
+            top_k=fields["num_experts_per_tok"],
+            num_shared_experts=fields["n_shared_experts"],
+            gate="sigmoid",
+            normalize_gates=fields["norm_topk_prob"],
+            routed_scale=fields["routed_scaling_factor"],
+            balancing="bias",
         )
     mixtral = family is MIXTRAL
     # transformers 5 saves every family's count under Mixtral's name
