@@ -217,7 +217,7 @@ def test_other_module_types():
             "depthwise": nn.Conv1d(8, 8, 3, groups=8),
             "lstm": nn.LSTM(6, 5),
             "narrow": nn.Linear(6, 1),
-            "norm": nn.LayerNorm((2, 6)),
+            "norm": nn.LayerNorm([2, 6]),
             "frozen": nn.Linear(6, 6).requires_grad_(False),
         }
     )

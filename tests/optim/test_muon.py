@@ -26,6 +26,11 @@ def set_gradients(seed, *lists):
             parameter.grad = gradient.clone()
 
 
+def gradient_of(parameter):
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def assert_equal_parameters(first, second):
     for p, q in zip(first, second, strict=True):
         assert torch.equal(p.detach(), q.detach())
@@ -71,10 +76,10 @@ def test_momentum_is_the_analytic_average_and_nothing_is_aliased():
     expected = [torch.zeros_like(p) for p in params]
     for step in range(5):
         set_gradients(step, params)
-        gradients = [p.grad.clone() for p in params]
+        gradients = [gradient_of(p).clone() for p in params]
         muon.step()
         for p, gradient, average in zip(params, gradients, expected, strict=True):
-            assert torch.equal(p.grad, gradient)
+            assert torch.equal(gradient_of(p), gradient)
             average.mul_(0.9).add_(gradient, alpha=0.1)
             torch.testing.assert_close(muon.state[p]["momentum"], average)
 
@@ -98,7 +103,7 @@ def test_the_scale_of_the_gradients_does_not_matter(power):
     ours, scaled = clones(start), clones(start)
     set_gradients(0, ours, scaled)
     for p in scaled:
-        p.grad.mul_(10.0**power)
+        gradient_of(p).mul_(10.0**power)
     Muon(ours, lr=0.1, dtype="fp32").step()
     Muon(scaled, lr=0.1, dtype="fp32").step()
     for p, q in zip(ours, scaled, strict=True):
@@ -304,7 +309,7 @@ def test_under_grad_scaler():
     before = model.weight.detach().clone()
     loss = model(torch.randn(8, 4)).square().mean()
     scaler.scale(loss).backward()
-    model.weight.grad[0, 0] = float("inf")
+    gradient_of(model.weight)[0, 0] = float("inf")
     scaler.step(muon)  # skipped by the scaler, not by us
     scaler.update()
     assert torch.equal(model.weight.detach(), before)
@@ -343,7 +348,7 @@ def test_half_precision_and_double_parameters():
         exact = Muon(reference, lr=0.1, weight_decay=0.1, cautious=True)
         set_gradients(0, params)
         for p, q in zip(params, reference, strict=True):
-            q.grad = p.grad.double()
+            q.grad = gradient_of(p).double()
         muon.step()
         exact.step()
         for p, q in zip(params, reference, strict=True):

@@ -139,7 +139,7 @@ class Muon(Optimizer):
 
     # Opaque to torch.compile, as torch's own optimizers are where they read values on the host;
     # torch.compiler.disable would import the compiler here.
-    @torch._disable_dynamo
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Callable[[], Any] | None = None, *, diagnostics: bool = False
