@@ -1,0 +1,308 @@
+"""The report that sets runs side by side: which arm, how good, how fast, how large."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from muonlab.report.content import (
+    WARNING_MARK,
+    Column,
+    Curve,
+    CurveFigure,
+    Figure,
+    IntervalFigure,
+    Report,
+    Samples,
+    Section,
+    Table,
+    mean_and_half_width,
+)
+from muonlab.report.figures import write_png
+from muonlab.report.frames import Run, read_runs
+from muonlab.report.markdown import to_markdown
+from muonlab.report.page import to_html
+
+MEASURES = (
+    Column(key="val/loss", heading="Loss (nats/token)", digits=4, better="lower"),
+    Column(key="val/bits_per_byte", heading="Bits per byte", digits=4, better="lower"),
+    Column(key="val/perplexity", heading="Perplexity", digits=2, better="lower"),
+    Column(key="val/accuracy", heading="Accuracy (%)", digits=2, scale=100, better="higher"),
+    Column(key="tokens_per_second", heading="Tokens/s", better="higher"),
+    Column(key="train_seconds", heading="Training time (s)", digits=1, better="lower"),
+    Column(
+        key="optimizer_share", heading="Optimizer share (%)", digits=1, scale=100, better="lower"
+    ),
+    Column(
+        key="optimizer_state_bytes",
+        heading="Optimizer state (MB)",
+        digits=1,
+        scale=1e-6,
+        better="lower",
+    ),
+)
+ARM = Column(key="arm", heading="Arm")
+SEED = Column(key="seed", heading="Seed")
+SEEDS = Column(key="seeds", heading="Seeds")
+STATUS = Column(key="status", heading="Status")
+MAX_CURVE_POINTS = 400
+
+CURVES = (  # metric, file name, title, axis label
+    ("val/loss", "validation-loss", "Validation loss", "validation loss (nats/token)"),
+    ("train/loss", "training-loss", "Training loss", "training loss (nats/token)"),
+)
+EXPERT_CURVES = (
+    ("moe/load_cv", "load-cv", "Unevenness of the experts' load", "coefficient of variation"),
+    ("moe/max_load", "max-load", "Load of the busiest expert", "times the even share"),
+    ("moe/dead_experts", "dead-experts", "Experts that got no token", "share of all experts"),
+    ("moe/router_entropy", "router-entropy", "Router entropy", "entropy (nats)"),
+)
+
+
+def comparison_table(runs: Sequence[Path]) -> pd.DataFrame:
+    """One row a run, ready to print: text under headings with units. Unreadable runs are left out.
+
+    A ``⚠`` before an arm's name says that its manifest warns of its numbers.
+    """
+    readable, _ = read_runs(runs)
+    table = _table_of_runs(readable)
+    rows = [[cell.text for cell in row] for row in table.rows()]
+    return pd.DataFrame(rows, columns=[column.heading for column in table.columns])
+
+
+def write_comparison(
+    runs: Sequence[Path],
+    directory: Path,
+    *,
+    title: str,
+    introduction: str,
+    samples: dict[str, list[tuple[str, str]]],
+) -> Path:
+    """Write ``index.html``, ``report.md`` with its PNGs, and ``runs.csv``; returns the page's path.
+
+    ``samples`` holds (prompt, continuation) pairs by model. A run that cannot be read is left out
+    and named; runs that warn of their numbers are marked.
+    """
+    readable, problems = read_runs(runs)
+    report = compare(readable, problems, title=title, introduction=introduction, samples=samples)
+    directory.mkdir(parents=True, exist_ok=True)
+    for figure in report.figures:
+        write_png(figure, directory / f"{figure.name}.png")
+    (directory / "report.md").write_text(to_markdown(report), encoding="utf-8")
+    (directory / "runs.csv").write_text(_table_of_runs(readable).csv(), encoding="utf-8")
+    page = directory / "index.html"
+    page.write_text(to_html(report), encoding="utf-8")
+    return page
+
+
+def compare(
+    runs: Sequence[Run],
+    problems: Sequence[str] = (),
+    *,
+    title: str,
+    introduction: str,
+    samples: dict[str, list[tuple[str, str]]],
+) -> Report:
+    """The comparison as content, from runs and the lines about those that could not be read."""
+    results: list[Table | Figure] = [_table_of_runs(runs)]
+    if _has_seeds(runs):
+        results = [_table_of_arms(runs), *_loss_intervals(runs), *results]
+    sections = [
+        Section(
+            title="Results",
+            text=[] if runs else ["No run has been read, so there is nothing to compare."],
+            items=results if runs else (),
+        ),
+        Section(title="Curves", items=_curves(runs, CURVES, with_seconds=True)),
+        Section(title="Experts", items=_curves(runs, EXPERT_CURVES, with_seconds=False)),
+        Section(
+            title="Samples",
+            text=["Every prompt is in bold; what follows it was written by the model."],
+            items=[Samples(texts=samples)] if samples else (),
+        ),
+    ]
+    return Report(
+        title=title,
+        introduction=introduction,
+        notices=_notices(runs, problems),
+        sections=[section for section in sections if section.items or section.title == "Results"],
+    )
+
+
+def arm_labels(runs: Sequence[Run]) -> list[str]:
+    """A name for every run's arm; runs of one name are seeds of one thing.
+
+    So an unfinished run has a name of its own, a run that warns of its numbers is marked, and two
+    runs of one variant and seed go by the names of their directories.
+    """
+    seen = Counter((run.config.variant, run.config.seed) for run in runs)
+    mixed = {variant for (variant, _), count in seen.items() if count > 1}
+    labels: list[str] = []
+    for run in runs:
+        name = run.path.name if run.config.variant in mixed else run.config.variant
+        mark = f"{WARNING_MARK} " if run.warnings else ""
+        labels.append(mark + name + ("" if run.finished else " (unfinished)"))
+    return labels
+
+
+def _has_seeds(runs: Sequence[Run]) -> bool:
+    return max(Counter(arm_labels(runs)).values(), default=0) > 1
+
+
+def _frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: arm, seed, status, the measures, then every other final figure, unscaled."""
+    rows = [
+        {
+            "arm": label,
+            "seed": run.config.seed,
+            "status": _status(run),
+            "run": run.path.name,
+            **run.final,
+        }
+        for label, run in zip(arm_labels(runs), runs, strict=True)
+    ]
+    first = ["arm", "seed", "status", "run", *(measure.key for measure in MEASURES)]
+    frame = pd.DataFrame(rows, columns=None if rows else first)
+    return frame.reindex(columns=[*first, *(key for key in frame.columns if key not in first)])
+
+
+def _status(run: Run) -> str:
+    return "finished" if run.finished else f"unfinished, step {run.final.get('step', 0):.0f}"
+
+
+def _is_sound(run: Run) -> bool:
+    return run.finished and not run.warnings
+
+
+def _table_of_runs(runs: Sequence[Run]) -> Table:
+    return Table(
+        name="runs",
+        caption=f"Every run at its last evaluation. {_circumstances(runs)}",
+        frame=_frame(runs),
+        columns=(ARM, SEED, *MEASURES, STATUS),
+        contenders=[_is_sound(run) for run in runs],
+    )
+
+
+def _table_of_arms(runs: Sequence[Run]) -> Table:
+    frame = _frame(runs)
+    keys = [measure.key for measure in MEASURES]
+    means: list[dict[str, object]] = []
+    halves: list[dict[str, float]] = []
+    contenders: list[bool] = []
+    for arm, group in frame.groupby("arm", sort=False):
+        mean, half = mean_and_half_width(group[keys].to_numpy(dtype=float))
+        means.append({"arm": arm, "seeds": len(group), **dict(zip(keys, mean, strict=True))})
+        halves.append(dict(zip(keys, half, strict=True)))
+        contenders.append(all(_is_sound(runs[index]) for index in group.index))
+    return Table(
+        name="arms",
+        caption="Mean over seeds ± half of its 95 % t interval; an arm with one seed has none. "
+        + _circumstances(runs),
+        frame=pd.DataFrame(means),
+        columns=(ARM, SEEDS, *MEASURES),
+        half_widths=pd.DataFrame(halves),
+        contenders=contenders,
+    )
+
+
+def _loss_intervals(runs: Sequence[Run]) -> list[Figure]:
+    frame = _frame(runs).dropna(subset=["val/loss"])
+    if frame.empty:
+        return []
+    return [
+        IntervalFigure(
+            name="final-loss",
+            title="Validation loss at the end",
+            value_label="validation loss (nats/token)",
+            caption=f"Points: seeds. Marks: mean and its 95 % t interval. {_circumstances(runs)}",
+            values={
+                str(arm): list(group["val/loss"]) for arm, group in frame.groupby("arm", sort=False)
+            },
+        )
+    ]
+
+
+def _curves(
+    runs: Sequence[Run], wanted: Sequence[tuple[str, str, str, str]], *, with_seconds: bool
+) -> list[Figure]:
+    caption = _circumstances(runs)
+    if _has_seeds(runs):
+        caption = f"Several seeds: mean, 95 % t band, thin lines the seeds. {caption}"
+    axes = [("tokens", "tokens", "training tokens")]
+    if with_seconds:
+        axes.append(("time", "seconds", "training time (s)"))
+    figures: list[Figure] = []
+    for metric, name, title, y_label in wanted:
+        for key, unit, x_label in axes:
+            curves = [
+                Curve(arm=label, seed=run.config.seed, x=x, y=y)
+                for label, run in zip(arm_labels(runs), runs, strict=True)
+                if key != "time" or run.clock_runs_forwards
+                for x, y in [_points(run, key, metric)]
+                if len(x)
+            ]
+            if curves:
+                figures.append(
+                    CurveFigure(
+                        name=f"{name}-{unit}",
+                        title=f"{title} against {x_label.removesuffix(' (s)')}",
+                        x_label=x_label,
+                        y_label=y_label,
+                        caption=caption,
+                        curves=curves,
+                    )
+                )
+    return figures
+
+
+def _points(run: Run, x_key: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """A curve of at most `MAX_CURVE_POINTS` points: longer ones become means of chunks."""
+    if x_key not in run.metrics or metric not in run.metrics:
+        return np.empty(0), np.empty(0)
+    points = run.metrics[[x_key, metric]].dropna().to_numpy()
+    if len(points) > MAX_CURVE_POINTS:
+        chunks = np.array_split(points, MAX_CURVE_POINTS)
+        points = np.stack([chunk.mean(axis=0) for chunk in chunks])
+    return points[:, 0], points[:, 1]
+
+
+def _notices(runs: Sequence[Run], problems: Sequence[str]) -> list[str]:
+    notices = [
+        f"{label.removeprefix(WARNING_MARK).strip()}: {warning}"
+        for label, run in zip(arm_labels(runs), runs, strict=True)
+        for warning in run.warnings
+    ]
+    notices = list(dict.fromkeys(notices))  # once an arm, not once a seed
+    notices += [f"Left out: {problem}" for problem in problems]
+    notices += [
+        f"{run.path.name}: its clock went backwards, so it is not drawn against seconds"
+        for run in runs
+        if not run.clock_runs_forwards
+    ]
+    if len({run.manifest.get("data_hash") for run in runs}) > 1:
+        notices.append("The runs did not see the same data: their losses do not compare.")
+    if len({run.machine.get("processor") for run in runs}) > 1:
+        notices.append("The runs were made on different machines: their times do not compare.")
+    return notices
+
+
+def _circumstances(runs: Sequence[Run]) -> str:
+    """Seeds, n, hardware and protocol, in one sentence each."""
+    if not runs:
+        return "n = 0 runs."
+    seeds = ", ".join(map(str, sorted({run.config.seed for run in runs})))
+    facts = [f"n = {len(runs)} run{'s' * (len(runs) > 1)}, seed{'s' * (',' in seeds)} {seeds}"]
+    facts.append(" / ".join(sorted({_machine(run) for run in runs})))
+    data = sorted({str(run.manifest.get("data_hash", "unknown"))[:8] for run in runs})
+    facts.append(f"Data {', '.join(data)}; evaluated on the validation split")
+    return ". ".join(facts) + "."
+
+
+def _machine(run: Run) -> str:
+    machine = run.machine
+    name = machine.get("gpu") or machine.get("processor", "unknown machine")
+    dtype = run.manifest.get("dtype", run.config.train.dtype)
+    return f"{name}, {machine.get('threads', '?')} threads, {dtype}"

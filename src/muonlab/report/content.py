@@ -1,0 +1,188 @@
+"""What a report is made of; `page`, `markdown` and `figures` show it.
+
+Nothing here knows what a run is: a study's report is made of the same pieces.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+Numbers = NDArray[np.float64]
+WARNING_MARK = "⚠"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of a table: its key in the frame, its heading with the unit, its digits.
+
+    A value is shown times ``scale``. ``better`` lets the best value of the column stand out.
+    """
+
+    key: str
+    heading: str
+    digits: int = 0
+    scale: float = 1.0
+    better: Literal["lower", "higher"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """A cell: its text, what it sorts by (None: last), whether it is the best of its column."""
+
+    text: str
+    sort_by: float | str | None
+    best: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows of ``frame`` in the order of ``columns``; ``half_widths`` adds a ± to its own keys.
+
+    ``name`` is the stem of the CSV file that the page offers. ``contenders`` says row by row which
+    may be the best of a column (None: all).
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    columns: Sequence[Column]
+    half_widths: pd.DataFrame | None = None
+    contenders: Sequence[bool] | None = None
+
+    def rows(self) -> list[list[Cell]]:
+        """Every cell, row by row."""
+        columns = [self._cells(column) for column in self.columns]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def csv(self) -> str:
+        """The frame itself, unscaled, at full precision, and its half-widths beside it."""
+        frame = self.frame
+        if self.half_widths is not None:
+            frame = frame.join(self.half_widths.add_suffix(" ±"))
+        return frame.to_csv(index=False)
+
+    def _cells(self, column: Column) -> list[Cell]:
+        values = list(self.frame[column.key])
+        halves: list[float] = [math.nan] * len(values)
+        if self.half_widths is not None and column.key in self.half_widths:
+            halves = list(self.half_widths[column.key])
+        best = self._best(column, values)
+        return [
+            _cell(value, half, column, best) for value, half in zip(values, halves, strict=True)
+        ]
+
+    def _best(self, column: Column, values: Sequence[float | str]) -> float | None:
+        contenders = self.contenders or [True] * len(values)
+        numbers = {
+            value
+            for value, contends in zip(values, contenders, strict=True)
+            if contends and not isinstance(value, str) and math.isfinite(value)
+        }
+        if column.better is None or len(numbers) < 2:
+            return None
+        return min(numbers) if column.better == "lower" else max(numbers)
+
+
+def _cell(value: float | str, half: float, column: Column, best: float | None) -> Cell:
+    if isinstance(value, str):
+        return Cell(text=value, sort_by=value)
+    if math.isnan(value):
+        return Cell(text="–", sort_by=None)
+    text = f"{value * column.scale:,.{column.digits}f}"
+    if not math.isnan(half):
+        text += f" ± {half * column.scale:,.{column.digits}f}"
+    sort_by = float(value) if math.isfinite(value) else None
+    return Cell(text=text, sort_by=sort_by, best=best is not None and value == best)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """One run's curve. Curves of the same ``arm`` are its seeds."""
+
+    arm: str
+    seed: int
+    x: Numbers
+    y: Numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurveFigure:
+    """Curves over a common axis; an arm's mean and 95 % band where its seeds share that axis."""
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    caption: str
+    curves: Sequence[Curve]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalFigure:
+    """One number per run: every seed as a point, every arm's mean with its 95 % interval."""
+
+    name: str
+    title: str
+    value_label: str
+    caption: str
+    values: Mapping[str, Sequence[float]]  # by arm
+
+
+Figure = CurveFigure | IntervalFigure
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """Generated text: for every model, pairs of a prompt and what the model made of it."""
+
+    texts: Mapping[str, Sequence[tuple[str, str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """A heading, plain-text paragraphs, and what is shown under them in order."""
+
+    title: str
+    text: Sequence[str] = ()
+    items: Sequence[Table | Figure | Samples] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """A whole report. ``notices`` are the warnings that a reader must see before any number."""
+
+    title: str
+    introduction: str
+    notices: Sequence[str] = ()
+    sections: Sequence[Section] = field(default_factory=tuple)
+
+    @property
+    def figures(self) -> list[Figure]:
+        items = [item for section in self.sections for item in section.items]
+        return [item for item in items if isinstance(item, CurveFigure | IntervalFigure)]
+
+
+def mean_and_half_width(values: Numbers) -> tuple[Numbers, Numbers]:
+    """Mean over the first axis and the half-width of its 95 % t interval (NaN for one value)."""
+    count = len(values)
+    if count < 2:
+        return values.mean(axis=0), np.full(values.shape[1:], np.nan)
+    error = values.std(axis=0, ddof=1) / math.sqrt(count)
+    return values.mean(axis=0), stats.t.ppf(0.975, count - 1) * error
+
+
+def mean_curve(curves: Sequence[Curve]) -> tuple[Numbers, Numbers, Numbers] | None:
+    """``(x, mean, half_width)`` of one arm's curves where they share x; None if they share < 2."""
+    shared = curves[0].x
+    for curve in curves[1:]:
+        shared = np.intersect1d(shared, curve.x)
+    if len(curves) < 2 or len(shared) < 2:
+        return None
+    values = np.stack([curve.y[np.isin(curve.x, shared)] for curve in curves])
+    return (shared, *mean_and_half_width(values))

@@ -1,0 +1,187 @@
+"""Figures drawn twice from one description: PNGs by matplotlib, interactive ones by plotly."""
+
+import html
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter
+from plotly.io.json import to_json_plotly
+
+from muonlab.report.content import (
+    Curve,
+    CurveFigure,
+    Figure,
+    IntervalFigure,
+    mean_and_half_width,
+    mean_curve,
+)
+
+# Paul Tol's "bright" scheme: told apart by colour-blind readers, on light and on dark ground.
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#999999")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
+MARKERS = ("o", "s", "D", "^", "X", "P", "*")  # the same, in matplotlib's names
+MAX_MARKED_POINTS = 40  # denser curves are lines without markers
+PNG_DPI = 150
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Draw ``figure`` with its caption below, on white, 1200 pixels wide."""
+    caption = textwrap.fill(figure.caption, 110)
+    height = 4.2 + 0.16 * caption.count("\n")
+    canvas = Canvas(figsize=(8, height), dpi=PNG_DPI, layout="constrained")
+    axes = canvas.add_subplot()
+    axes.set_title(figure.title, loc="left", fontweight="bold")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if isinstance(figure, CurveFigure):
+        _draw_curves(figure, axes)
+    else:
+        _draw_intervals(figure, axes)
+    canvas.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#555555")
+    canvas.savefig(path, metadata={"Software": None})  # equal data, equal bytes
+
+
+def plotly_json(figure: Figure) -> dict[str, Any]:
+    """``figure`` as plotly's data and layout; its colours of ground and text are the page's."""
+    drawn = go.Figure()
+    if isinstance(figure, CurveFigure):
+        drawn.add_traces(list(_curve_traces(figure)))
+        x_label, y_label = figure.x_label, figure.y_label
+        drawn.update_layout(height=420)
+    else:
+        drawn.add_traces(list(_interval_traces(figure)))
+        x_label, y_label = figure.value_label, ""
+        drawn.update_layout(height=160 + 40 * len(figure.values))
+        drawn.update_yaxes(autorange="reversed", type="category", automargin=True)
+    drawn.update_xaxes(title_text=x_label, automargin=True)
+    drawn.update_yaxes(title_text=y_label, automargin=True)
+    drawn.update_layout(
+        template="none",
+        hovermode="closest",
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    )
+    return json.loads(str(to_json_plotly(drawn)))
+
+
+def _by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    arms: dict[str, list[Curve]] = {}
+    for curve in curves:
+        arms.setdefault(curve.arm, []).append(curve)
+    return arms
+
+
+def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
+    for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        mean = mean_curve(curves)
+        for number, curve in enumerate(curves):
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=colour,
+                marker=None if mean or len(curve.x) > MAX_MARKED_POINTS else marker,
+                markersize=4,
+                linewidth=0.6 if mean else 1.6,
+                alpha=0.5 if mean else 1,
+                label=arm if number == 0 and mean is None else None,
+            )
+        if mean:
+            x, middle, half = mean
+            axes.plot(x, middle, color=colour, linewidth=1.8, label=f"{arm} (mean)")
+            axes.fill_between(
+                x, middle - half, middle + half, color=colour, alpha=0.15, linewidth=0
+            )
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_intervals(figure: IntervalFigure, axes: Axes) -> None:
+    for index, (_, values) in enumerate(figure.values.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        middle, half = mean_and_half_width(np.array(values, dtype=float))
+        axes.plot(values, [index] * len(values), "o", color=colour, markersize=4, alpha=0.5)
+        axes.errorbar(middle, index, xerr=half, fmt="|", color=colour, markersize=14, capsize=5)
+    axes.set_yticks(range(len(figure.values)), list(figure.values))
+    axes.set_ylim(len(figure.values) - 0.5, -0.5)
+    axes.set_xlabel(figure.value_label)
+
+
+def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
+    for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
+        colour, symbol = COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)]
+        name = html.escape(arm)  # plotly reads names as markup
+        mean = mean_curve(curves)
+        for number, curve in enumerate(curves):
+            marked = mean is None and len(curve.x) <= MAX_MARKED_POINTS
+            yield go.Scatter(
+                x=curve.x,
+                y=curve.y,
+                mode="lines+markers" if marked else "lines",
+                marker={"symbol": symbol, "size": 7},
+                line={"color": colour, "width": 1 if mean else 2},
+                opacity=0.5 if mean else 1,
+                name=name,
+                legendgroup=name,
+                showlegend=mean is None and number == 0,
+                hovertemplate=f"%{{y:.4f}} at %{{x:,.4~s}}<br>seed {curve.seed}",
+            )
+        if mean:
+            x, middle, half = mean
+            yield go.Scatter(
+                x=np.concatenate([x, x[::-1]]),
+                y=np.concatenate([middle - half, (middle + half)[::-1]]),
+                fill="toself",
+                fillcolor=colour,
+                opacity=0.18,
+                line={"width": 0},
+                mode="lines",
+                legendgroup=name,
+                showlegend=False,
+                hoverinfo="skip",
+            )
+            yield go.Scatter(
+                x=x,
+                y=middle,
+                mode="lines",
+                line={"color": colour, "width": 2.5},
+                name=f"{name} (mean)",
+                legendgroup=name,
+                hovertemplate=f"%{{y:.4f}} at %{{x:,.4~s}}<br>mean of {len(curves)}",
+            )
+
+
+def _interval_traces(figure: IntervalFigure) -> Iterator[go.Scatter]:
+    for index, (arm, values) in enumerate(figure.values.items()):
+        colour, name = COLOURS[index % len(COLOURS)], html.escape(arm)
+        middle, half = mean_and_half_width(np.array(values, dtype=float))
+        yield go.Scatter(
+            x=list(values),
+            y=[name] * len(values),
+            mode="markers",
+            marker={"color": colour, "size": 7, "opacity": 0.5},
+            showlegend=False,
+            name=name,
+            hovertemplate="%{x:.4f}",
+        )
+        yield go.Scatter(
+            x=[float(middle)],
+            y=[name],
+            error_x={"type": "data", "array": [float(half)], "thickness": 2, "width": 6},
+            mode="markers",
+            marker={"color": colour, "size": 14, "symbol": "line-ns-open", "line": {"width": 2}},
+            showlegend=False,
+            name=name,
+            hovertemplate=f"mean %{{x:.4f}}, n = {len(values)}",
+        )

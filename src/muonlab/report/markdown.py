@@ -1,0 +1,69 @@
+"""The report as Markdown beside its PNGs, for reading in a repository."""
+
+import re
+from collections.abc import Iterator
+
+from muonlab.report.content import (
+    WARNING_MARK,
+    CurveFigure,
+    IntervalFigure,
+    Report,
+    Samples,
+    Table,
+)
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report; figures are links to ``<name>.png`` in the same directory."""
+    return "\n\n".join(_blocks(report)) + "\n"
+
+
+def _blocks(report: Report) -> Iterator[str]:
+    yield f"# {_text(report.title)}"
+    yield _text(report.introduction)
+    for notice in report.notices:
+        yield f"> {WARNING_MARK} {_text(notice)}"
+    for section in report.sections:
+        yield f"## {_text(section.title)}"
+        yield from map(_text, section.text)
+        for item in section.items:
+            match item:
+                case Table():
+                    yield _table(item)
+                    yield f"*{_text(item.caption)}*"
+                case CurveFigure() | IntervalFigure():
+                    yield f"![{_text(item.title)}]({item.name}.png)"
+                case Samples():
+                    yield from _samples(item)
+
+
+def _table(table: Table) -> str:
+    """Numbers to the right, text to the left, the best of a column in bold."""
+    rows = table.rows()
+    numeric = [
+        any(isinstance(row[i].sort_by, float) for row in rows) for i in range(len(table.columns))
+    ]
+    lines = [
+        [_text(column.heading) for column in table.columns],
+        ["---:" if right else "---" for right in numeric],
+        *(
+            [f"**{_text(cell.text)}**" if cell.best else _text(cell.text) for cell in row]
+            for row in rows
+        ),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _samples(samples: Samples) -> Iterator[str]:
+    for model, pairs in samples.texts.items():
+        yield f"### {_text(model)}"
+        for prompt, continuation in pairs:
+            text = prompt + continuation
+            longest = max(map(len, re.findall(r"`+", text)), default=0)
+            fence = "`" * max(3, longest + 1)
+            yield f"{fence}text\n{text}\n{fence}"
+
+
+def _text(text: str) -> str:
+    """One line in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*_\[\]<>|#&])", r"\\\1", " ".join(text.split()))
