@@ -1,0 +1,139 @@
+"""Block-causal latent attention against the equations, token by token in fp64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
+
+DIM, HEADS = 16, 2
+
+
+def build(config: CausalMHLAConfig) -> Any:
+    module = config.build(DIM, 64, 1e-6, 0.0).double()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data.copy_(1 + 0.3 * noise if parameter.ndim == 1 else noise * 0.5)
+    return module
+
+
+def rotated(x: Tensor, position: int, base: float = 10_000.0) -> Tensor:
+    """(Dh,) as complex numbers first + i·second, turned by the position."""
+    half = x.shape[0] // 2
+    angle = position * base ** -(torch.arange(half, dtype=torch.float64) / half)
+    turned = torch.complex(x[:half], x[half:]) * torch.polar(torch.ones_like(angle), angle)
+    return torch.cat((turned.real, turned.imag))
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+def naive(module: Any, x: Tensor) -> Tensor:
+    """One sequence (T, D): every token by itself, from the list of all tokens before it."""
+    C, Dh = module.chunk, module.head_dim
+    q, k, v = (x @ module.qkv.weight.T).view(-1, 3, HEADS, Dh).unbind(1)
+    latents = rms_norm(module.latents, module.latent_norm.weight)
+    outputs = []
+    for t in range(len(x)):
+        heads = []
+        for h in range(HEADS):
+            start = t // C * C  # first token of this chunk
+            scores, values = [], []
+            if start:
+                shares = torch.stack(
+                    [
+                        (latents[h] @ rms_norm(k[i, h], module.write_norm.weight)).softmax(0)
+                        for i in range(start)
+                    ]
+                )  # (start, K)
+                for share in shares.T:
+                    mean_key = (share[:, None] * k[:start, h]).sum(0) / share.sum()
+                    mean_value = (share[:, None] * v[:start, h]).sum(0) / share.sum()
+                    scores.append(q[t, h] @ mean_key / math.sqrt(Dh) + share.sum().log())
+                    values.append(mean_value)
+            for i in range(start, t + 1):
+                query, key = rotated(q[t, h], t), rotated(k[i, h], i)
+                scores.append(query @ key / math.sqrt(Dh))
+                values.append(v[i, h])
+            heads.append(torch.stack(scores).softmax(0) @ torch.stack(values))
+        outputs.append(torch.cat(heads))
+    return torch.stack(outputs) @ module.out.weight.T
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 17])
+def test_equals_the_equations_with_gradients(length: int):
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6))
+    x = torch.randn(length, DIM, dtype=torch.float64, requires_grad=True)
+    expected, actual = naive(module, x), module(x[None])[0]
+    # the rotary tables are fp32
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    wanted = [x, module.qkv.weight, module.out.weight]
+    if length > 6:
+        wanted += [module.latents, module.latent_norm.weight, module.write_norm.weight]
+    direction = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual, wanted, direction),
+        torch.autograd.grad(expected, wanted, direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_one_chunk_is_full_attention():
+    config = CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=32)
+    module = build(config)
+    full: Any = MHSAConfig(num_heads=HEADS).build(DIM, 64, 1e-6, 0.0).double()
+    full.qkv.weight, full.out.weight = module.qkv.weight, module.out.weight
+    x = torch.randn(2, 30, DIM, dtype=torch.float64)
+    torch.testing.assert_close(module(x), full(x), rtol=1e-10, atol=1e-10)
+
+
+def test_without_latents_nothing_crosses_a_chunk():
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=0, chunk=6))
+    x = torch.randn(1, 18, DIM, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x)[:, 12:].square().sum(), x)
+    assert torch.equal(gradient[:, :12], torch.zeros(1, 12, DIM))
+
+
+def test_latents_carry_what_is_further_back_than_a_chunk():
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6))
+    x = torch.randn(1, 24, DIM, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(module(x)[:, 18:].square().sum(), x)
+    assert (gradient[:, :6].abs().sum(-1) > 1e-6).all()
+
+
+def test_sharp_latents_of_repeated_tokens_are_full_attention_without_positions():
+    """Where the tokens of a latent are all alike, log mass makes its summary exact."""
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6, sharpness=100.0))
+    kinds = torch.randn(2, DIM, dtype=torch.float64)
+    x = kinds[torch.randint(2, (12,))]
+    q, k, v = (x @ module.qkv.weight.T).view(-1, 3, HEADS, module.head_dim).unbind(1)
+    winners = module._shares(k.transpose(0, 1)).argmax(-1)  # (H, T)
+    assert all(len(row.unique()) == 2 for row in winners)  # the two kinds have latents apart
+    sums, mass = module._write(torch.cat((k, v), dim=-1).transpose(0, 1)[None])
+    keys, values, log_mass = module._summaries(sums, mass, torch.float64)
+    scores = q.transpose(0, 1)[None] @ keys.mT * module.scale + log_mass
+    expected = (q.transpose(0, 1) @ k.permute(1, 2, 0) * module.scale).softmax(-1)
+    torch.testing.assert_close((scores.softmax(-1) @ values)[0], expected @ v.transpose(0, 1))
+
+
+def test_dropout_drops_weights_with_matching_gradients():
+    module = CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6).build(DIM, 64, 1e-6, 0.3)
+    module.double()
+    reference = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6))
+    module.load_state_dict(reference.state_dict())
+    x = torch.randn(1, 14, DIM, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return module(x)
+
+    assert not torch.equal(call(x), reference(x))
+    assert torch.autograd.gradcheck(call, (x,))
+    module.eval()
+    torch.testing.assert_close(module(x), reference(x))
