@@ -4,6 +4,8 @@ Exit codes: 0 done, 1 the run failed (a non-finite loss), 2 a mistake in what wa
 130 interrupted. A user's mistake is one line on standard error, never a traceback.
 """
 
+import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,30 +14,34 @@ from tyro.extras import SubcommandApp
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the ``muonlab`` command."""
+    """Entry point of the ``muonlab`` command: what concerns the whole process, then `run`."""
+    from muonlab import machine
+
+    machine.keep_freed_memory()
+    warnings.showwarning = _one_line_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
-    warnings.showwarning = _one_line_warning
-    from muonlab import machine
     from muonlab.train import InterruptedRun, NonfiniteLossError
 
-    machine.keep_freed_memory()
     try:
         _application().cli(
             prog="muonlab",
             description="Train, compare and run small Mixture-of-Experts language models.",
             args=list(arguments) or ["--help"],
         )
+        sys.stdout.flush()
     except (InterruptedRun, KeyboardInterrupt) as stop:
         return _say(str(stop) or "interrupted", 130)
     except NonfiniteLossError as failure:
         return _say(str(failure), 1)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left: nobody to tell
-        return 0
+    except BrokenPipeError:  # the reader of our output has left: what is still buffered is lost
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as mistake:
         return _say(str(mistake), 2)
     except SystemExit as parsed:  # --help, or arguments that do not parse
@@ -49,7 +55,7 @@ def _application() -> SubcommandApp:
 
     application = SubcommandApp()
     application.command(demo)
-    application.command(data.application, name="data")
+    application.command(data.application, name="data", help="Corpora: prepare one.")
     application.command(name="inspect")(inspect.inspect_recipe)
     application.command(name="train")(runs.train_recipe)
     application.command(runs.resume)

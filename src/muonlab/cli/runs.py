@@ -18,6 +18,7 @@ from muonlab.cli.options import (
     RunsDir,
 )
 from muonlab.config import RunConfig, override
+from muonlab.data import LocalConfig
 from muonlab.recipes import recipe
 from muonlab.runs import RunDirectory, RunError, find_runs
 from muonlab.train import train
@@ -57,32 +58,39 @@ def resume(run_path: RunPath, *, cache_dir: CacheDir = CACHE_DIR) -> None:
 
 
 def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> None:
-    """List runs with their status."""
-    table = Table("run", "status", "steps", "validation loss (nats)", "warnings")
+    """List runs with their status: finished, running, interrupted, started or damaged."""
+    console = Console()
+    table = Table("run", "status", "steps", "val loss", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    notes: list[str] = []
     for run in find_runs(runs_dir):
         try:
-            status = run.status()
             rows = run.metrics()
             losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
-            table.add_row(
-                str(run.path),
-                status,
-                f"{rows[-1]['step'] if rows else 0}/{run.config().train.steps}",
+            done = rows[-1]["step"] if rows else 0
+            cells = (
+                run.status(),
+                f"{done}/{run.config().train.steps}",
                 f"{losses[-1]:.4f}" if losses else "",
-                "; ".join(run.manifest()["warnings"]),
             )
+            notes += [f"{run.path}: warning: {text}" for text in run.manifest()["warnings"]]
         except RunError as error:
-            table.add_row(str(run.path), f"damaged: {error}", "", "", "")
-    Console().print(table)
+            cells = ("damaged", "", "")
+            notes.append(str(error))
+        table.add_row(str(run.path), *cells)
+    if not table.rows:
+        console.print(f"no runs below {runs_dir}", markup=False)
+        return
+    console.print(table)
+    for note in notes:
+        console.print(note, style="bold red", markup=False, soft_wrap=True)
 
 
 def with_text(config: RunConfig, path: Path | None) -> RunConfig:
-    """The config with a local text as its corpus."""
+    """The config with a local text as its corpus, found from any directory later."""
     if path is None:
         return config
-    from muonlab.data import LocalConfig
-
-    source = LocalConfig(path=path)
+    source = LocalConfig(path=path.absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
 
 
