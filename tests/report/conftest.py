@@ -34,7 +34,8 @@ def write_run(tmp_path: Path) -> WriteRun:
     ) -> Path:
         config = replace(nano(), name=name, variant=variant, seed=seed)
         run = RunDirectory.place(tmp_path / "runs", config)
-        run.create(config, {**facts(), "warnings": list(warnings), **(manifest or {})})
+        written = facts() | {"fingerprint": config.fingerprint(), "warnings": list(warnings)}
+        run.create(config, written | (manifest or {}))
         noise = np.random.default_rng(seed)
         final: dict[str, float] = {}
         for step in range(steps + 1):

@@ -60,6 +60,9 @@ class Table:
         columns = [self._cells(column) for column in self.columns]
         return [list(row) for row in zip(*columns, strict=True)]
 
+    def is_text(self, column: Column) -> bool:
+        return any(isinstance(value, str) for value in self.frame[column.key])
+
     def csv(self) -> str:
         """The frame itself, unscaled, at full precision, and its half-widths beside it."""
         frame = self.frame

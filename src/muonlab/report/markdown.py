@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from muonlab.report.content import (
     WARNING_MARK,
+    Cell,
     CurveFigure,
     IntervalFigure,
     Report,
@@ -39,19 +40,16 @@ def _blocks(report: Report) -> Iterator[str]:
 
 def _table(table: Table) -> str:
     """Numbers to the right, text to the left, the best of a column in bold."""
-    rows = table.rows()
-    numeric = [
-        any(isinstance(row[i].sort_by, float) for row in rows) for i in range(len(table.columns))
-    ]
     lines = [
         [_text(column.heading) for column in table.columns],
-        ["---:" if right else "---" for right in numeric],
-        *(
-            [f"**{_text(cell.text)}**" if cell.best else _text(cell.text) for cell in row]
-            for row in rows
-        ),
+        ["---" if table.is_text(column) else "---:" for column in table.columns],
+        *([_cell(cell) for cell in row] for row in table.rows()),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: Cell) -> str:
+    return f"**{_text(cell.text)}**" if cell.best else _text(cell.text)
 
 
 def _samples(samples: Samples) -> Iterator[str]:

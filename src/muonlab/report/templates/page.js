@@ -18,9 +18,9 @@ function colours() {
   return changes;
 }
 
-function setTheme(theme) {
+function setTheme(theme, size = {}) {
   root.dataset.theme = theme;
-  const changes = colours();
+  const changes = {...colours(), ...size};
   for (const plot of plots) if (plot.data) Plotly.relayout(plot, changes);
 }
 
@@ -42,9 +42,13 @@ setTheme(preferred());
 document.getElementById("theme").addEventListener("click", () =>
   setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
 
+// On paper: light, and two figures side by side on a page that no resize event announces.
 let themeOnScreen;
-addEventListener("beforeprint", () => { themeOnScreen = root.dataset.theme; setTheme("light"); });
-addEventListener("afterprint", () => setTheme(themeOnScreen));
+addEventListener("beforeprint", () => {
+  themeOnScreen = root.dataset.theme;
+  setTheme("light", {width: 340});
+});
+addEventListener("afterprint", () => setTheme(themeOnScreen, {width: null, autosize: true}));
 
 // A click on a heading sorts by it, a second click turns the order; empty cells stay last.
 for (const button of document.querySelectorAll(".sort")) {
