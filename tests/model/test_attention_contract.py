@@ -22,6 +22,7 @@ from muonlab.model.attention import (
     MHLAConfig,
     MHSAConfig,
     MLAConfig,
+    PrefixMHLAConfig,
 )
 from muonlab.model.cache import Chunk
 from muonlab.model.ffn import DenseConfig
@@ -37,6 +38,7 @@ VARIANTS = [
     CausalMHLAConfig(num_heads=2, num_latents=5, chunk=8),
     CausalMHLAConfig(num_latents=3, chunk=1),
     CausalMHLAConfig(num_latents=0, chunk=7),
+    PrefixMHLAConfig(num_heads=2, num_latents=5),
     MLAConfig(kv_rank=6, rope_dim=4),
     MLAConfig(kv_rank=6, rope_dim=2, query_rank=5, head_dim=3, qk_norm=True),
 ]
@@ -344,6 +346,7 @@ def test_warnings_name_what_is_not_causal(config: AttentionConfig):
         (MHLAConfig, {"num_heads": 0}, "num_heads is 0; it must be at least 1"),
         (CausalMHLAConfig, {"num_latents": -1}, "num_latents is -1; it must be at least 0"),
         (CausalMHLAConfig, {"chunk": 0}, "chunk is 0; it must be at least 1"),
+        (PrefixMHLAConfig, {"num_latents": 0}, "num_latents is 0; it must be at least 1"),
         (MLAConfig, {"kv_rank": 0}, "kv_rank is 0; it must be at least 1"),
         (MLAConfig, {"query_rank": 0}, "query_rank is 0; it must be at least 1"),
         (MLAConfig, {"rope_dim": 5}, "rope_dim is 5; rotary needs an even width"),
@@ -361,6 +364,7 @@ def test_bad_options_are_one_clear_line(kind: Any, options: dict, message: str):
         (MHSAConfig(num_heads=5), "num_heads is 5; model width 16"),
         (MHLAConfig(num_heads=5), "num_heads is 5; model width 16"),
         (CausalMHLAConfig(num_heads=5), "num_heads is 5; model width 16"),
+        (PrefixMHLAConfig(num_heads=5), "num_heads is 5; model width 16"),
         (MLAConfig(num_heads=5, kv_rank=4), "num_heads is 5; model width 16"),
         (MLAConfig(kv_rank=17), "kv_rank is 17; it must not exceed the model width 16"),
         (MLAConfig(kv_rank=4, query_rank=20), "query_rank is 20; it must not exceed"),

@@ -37,7 +37,7 @@ def naive(module: Any, x: Tensor) -> Tensor:
     """One sequence (T, D): every token by itself, from the list of all tokens before it."""
     C, Dh = module.chunk, module.head_dim
     q, k, v = (x @ module.qkv.weight.T).view(-1, 3, HEADS, Dh).unbind(1)
-    latents = rms_norm(module.latents, module.latent_norm.weight)
+    latents = rms_norm(module.latents.vectors, module.latents.vector_norm.weight)
     outputs = []
     for t in range(len(x)):
         heads = []
@@ -47,7 +47,7 @@ def naive(module: Any, x: Tensor) -> Tensor:
             if start:
                 shares = torch.stack(
                     [
-                        (latents[h] @ rms_norm(k[i, h], module.write_norm.weight)).softmax(0)
+                        (latents[h] @ rms_norm(k[i, h], module.latents.key_norm.weight)).softmax(0)
                         for i in range(start)
                     ]
                 )  # (start, K)
@@ -74,7 +74,7 @@ def test_equals_the_equations_with_gradients(length: int):
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     wanted = [x, module.qkv.weight, module.out.weight]
     if length > 6:
-        wanted += [module.latents, module.latent_norm.weight, module.write_norm.weight]
+        wanted += list(module.latents.parameters())
     direction = torch.randn_like(expected)
     for ours, theirs in zip(
         torch.autograd.grad(actual, wanted, direction),
@@ -109,11 +109,12 @@ def test_latents_carry_what_is_further_back_than_a_chunk():
 
 def test_sharp_latents_of_repeated_tokens_are_full_attention_without_positions():
     """Where the tokens of a latent are all alike, log mass makes its summary exact."""
-    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6, sharpness=100.0))
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=30, chunk=6))
+    module.latents.vector_norm.weight.data.mul_(100)
     kinds = torch.randn(2, DIM, dtype=torch.float64)
     x = kinds[torch.randint(2, (12,))]
     q, k, v = (x @ module.qkv.weight.T).view(-1, 3, HEADS, module.head_dim).unbind(1)
-    winners = module._shares(k.transpose(0, 1)).argmax(-1)  # (H, T)
+    winners = module.latents.shares(k.transpose(0, 1)).argmax(-1)  # (H, T)
     assert all(len(row.unique()) == 2 for row in winners)  # the two kinds have latents apart
     sums, mass = module._write(torch.cat((k, v), dim=-1).transpose(0, 1)[None])
     keys, values, log_mass = module._summaries(sums, mass, torch.float64)

@@ -1,8 +1,7 @@
 """Block-causal latent attention: exact attention inside a chunk, latents for everything before it.
 
-The sequence is cut into chunks of C tokens. In every head, K latents summarise all earlier chunks:
-each token shares itself out among the latents by a softmax, and a latent keeps the mass it was
-given and the mass-weighted means of keys and values. A token attends with one softmax to the K
+The sequence is cut into chunks of C tokens. In every head, K latents summarise all earlier chunks
+(see `latents`). A token attends with one softmax to the K
 summaries of the chunks before its own and to the tokens of its own chunk up to itself. The log of
 the mass is added to a summary's score, so that it counts as many times as the tokens it stands
 for: were the tokens of a latent all alike, this would be full attention.
@@ -23,12 +22,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from muonlab.model.attention.latents import NO_MASS, Latents, add_up, sum_of_earlier
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.cache import Chunk
-from muonlab.model.layers import Linear, RMSNorm
-
-# mass of a latent that nothing was written to: e^-69 of a token, nothing beside any real one
-NO_MASS = 1e-30
+from muonlab.model.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +43,6 @@ class CausalMHLAConfig:
     num_latents: int = 64
     chunk: int = 128
     rope_base: float = 10_000.0
-    sharpness: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("num_heads", 1), ("num_latents", 0), ("chunk", 1)):
@@ -67,8 +63,11 @@ class CausalMHLAConfig:
         return CausalMHLA(self, dim, norm_eps, dropout)
 
     def num_parameters(self, dim: int) -> int:
-        latents = self.num_latents * dim + 2 * self.width_of_head(dim)
-        return 4 * dim * dim + (latents if self.num_latents else 0)
+        latents = 0
+        if self.num_latents:
+            width = self.width_of_head(dim)
+            latents = Latents.num_parameters(self.num_heads, self.num_latents, width)
+        return 4 * dim * dim + latents
 
     def projection_flops(self, dim: int) -> int:
         """Forward FLOPs of one token's projections."""
@@ -87,9 +86,10 @@ class CausalMHLAConfig:
         """Values that the backward pass keeps of one layer, without its input."""
         chunk = min(self.chunk, length)
         chunks = -(-length // chunk)
-        K = self.num_latents
-        per_token = 10 * dim + self.num_heads * (chunk + 2 * K)
-        return batch * chunks * (chunk * per_token + 12 * K * dim)
+        H, K = self.num_heads, self.num_latents
+        per_token = (8 if K else 7) * dim + H * (chunk + 2 * K + 1)
+        per_chunk = K * (6 * dim + H)
+        return batch * chunks * (chunk * per_token + per_chunk)
 
     def state_bytes(self, dim: int, batch: int, capacity: int, bytes_per_value: int) -> int:
         """Bytes of one layer's decoding state; sums are never below fp32."""
@@ -125,23 +125,17 @@ class CausalMHLA(nn.Module):
         self.chunk = config.chunk
         self.dropout = dropout
         self.scale = self.head_dim**-0.5
-        self.sharpness = config.sharpness
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
         self.rotary = Rotary(self.head_dim, config.chunk, config.rope_base)
+        self.latents = None
         if self.num_latents:
-            latents = torch.empty(self.num_heads, self.num_latents, self.head_dim)
-            self.latents = nn.Parameter(latents)
-            self.latent_norm = RMSNorm(self.head_dim, eps=norm_eps)
-            self.write_norm = RMSNorm(self.head_dim, eps=norm_eps)
+            self.latents = Latents(self.num_heads, self.num_latents, self.head_dim, norm_eps)
 
     def muon_layout(self) -> dict[str, dict]:
-        """The fused projection is three matrices; the latents are none."""
+        """The fused projection is three matrices to an optimizer that cares."""
         D = self.out.weight.shape[0]
-        layout: dict[str, dict] = {"qkv.weight": {"role": "hidden", "row_blocks": (D, D, D)}}
-        if self.num_latents:
-            layout["latents"] = {"role": "latents"}
-        return layout
+        return {"qkv.weight": {"role": "hidden", "row_blocks": (D, D, D)}}
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, _ = x.shape
@@ -152,7 +146,7 @@ class CausalMHLA(nn.Module):
         rotated_queries, rotated_keys = self.rotary(queries), self.rotary(keys)  # (G, H, C, Dh)
         queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
         sums, mass = self._write(torch.cat((keys, values), dim=-1))
-        sums, mass = (_sum_of_earlier(t.unflatten(0, (B, -1))).flatten(0, 1) for t in (sums, mass))
+        sums, mass = (sum_of_earlier(t.unflatten(0, (B, -1))).flatten(0, 1) for t in (sums, mass))
         summary_keys, summary_values, log_mass = self._summaries(sums, mass, x.dtype)
         out = _ChunkAttention.apply(
             queries,
@@ -169,16 +163,8 @@ class CausalMHLA(nn.Module):
 
     def _write(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What a chunk's keys and values (G, H, C, 2·Dh) add to sums (G, H, K, 2·Dh) and mass."""
-        wide = torch.promote_types(tokens.dtype, torch.float32)
-        shares = self._shares(tokens[..., : self.head_dim])
-        return (shares.mT @ tokens).to(wide), shares.sum(-2, dtype=wide).unsqueeze(-1)
-
-    def _shares(self, keys: Tensor) -> Tensor:
-        """How each token divides itself among the latents: (…, H, C, Dh) -> (…, H, C, K)."""
-        if not self.num_latents:
-            return keys[..., :0]
-        latents = self.latent_norm(self.latents).to(keys.dtype) * self.sharpness
-        return (self.write_norm(keys) @ latents.mT).softmax(-1)
+        keys = tokens[..., : self.head_dim]
+        return add_up(self.latents.shares(keys) if self.latents else keys[..., :0], tokens)
 
     def _summaries(
         self, sums: Tensor, mass: Tensor, dtype: torch.dtype
@@ -251,11 +237,6 @@ class CausalMHLA(nn.Module):
             sums, mass = self._write(keys_and_values)
             state.sums[rows] += sums
             state.mass[rows] += mass
-
-
-def _sum_of_earlier(x: Tensor) -> Tensor:
-    """Sum over the earlier chunks: (B, N, …) -> (B, N, …)."""
-    return torch.cat((torch.zeros_like(x[:, :1]), x[:, :-1].cumsum(1)), dim=1)
 
 
 class _ChunkAttention(torch.autograd.Function):
