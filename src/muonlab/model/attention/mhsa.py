@@ -136,7 +136,7 @@ class MHSA(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         fused = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (B, T, H + 2G, Dh)
-        queries, keys, values = fused.split(heads, dim=2)
+        queries, keys, values = fused.split_with_sizes(heads, dim=2)
         queries = self.rotary(self.query_norm(queries), positions)  # (B, H, T, Dh)
         keys = self.rotary(self.key_norm(keys), positions)  # (B, G, T, Dh)
         return queries, keys, values.transpose(1, 2)

@@ -169,8 +169,8 @@ class MLA(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (B, H, T, N) and (B, H, T, P), latents (B, T, R), rotary keys (B, 1, T, P)."""
         queries = self.query_norm(self.query(x).unflatten(-1, (self.num_heads, -1)))
-        plain, rotary = queries.split((self.head_dim, self.rope_dim), dim=-1)
-        latents, keys = self.kv_down(x).split((self.kv_rank, self.rope_dim), dim=-1)
+        plain, rotary = queries.split_with_sizes((self.head_dim, self.rope_dim), dim=-1)
+        latents, keys = self.kv_down(x).split_with_sizes((self.kv_rank, self.rope_dim), dim=-1)
         keys = self.rotary(self.key_norm(keys).unsqueeze(2), positions)
         return (
             plain.transpose(1, 2),
