@@ -44,7 +44,7 @@ def transformers_generate(model: LanguageModel, batch: int, context: int) -> Cal
             do_sample=False,
             pad_token_id=0,
         )
-        cache.crop(context)
+        cache.crop(context - cache.get_seq_length())  # as many tokens off the end
 
     return call
 
