@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
+from muonlab.model.attention.latents import NO_MASS, means_of_earlier, sum_of_earlier
 
 DIM, HEADS = 16, 2
 
@@ -117,8 +118,8 @@ def test_sharp_latents_of_repeated_tokens_are_full_attention_without_positions()
     winners = module.latents.shares(k.transpose(0, 1)).argmax(-1)  # (H, T)
     assert all(len(row.unique()) == 2 for row in winners)  # the two kinds have latents apart
     sums, mass = module._write(torch.cat((k, v), dim=-1).transpose(0, 1)[None])
-    keys, values, log_mass = module._summaries(sums, mass, torch.float64)
-    scores = q.transpose(0, 1)[None] @ keys.mT * module.scale + log_mass
+    keys, values = (sums / (mass + NO_MASS)).chunk(2, dim=-1)
+    scores = q.transpose(0, 1)[None] @ keys.mT * module.scale + (mass + NO_MASS).log().mT
     expected = (q.transpose(0, 1) @ k.permute(1, 2, 0) * module.scale).softmax(-1)
     torch.testing.assert_close((scores.softmax(-1) @ values)[0], expected @ v.transpose(0, 1))
 
@@ -138,3 +139,17 @@ def test_dropout_drops_weights_with_matching_gradients():
     assert torch.autograd.gradcheck(call, (x,))
     module.eval()
     torch.testing.assert_close(module(x), reference(x))
+
+
+def test_means_of_earlier_chunks():
+    sums = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    mass = torch.rand(2, 5, 3, 1, dtype=torch.float64, requires_grad=True)
+
+    def call(sums: Tensor, mass: Tensor) -> Tensor:
+        return means_of_earlier(sums, sum_of_earlier(mass) + NO_MASS)
+
+    means = call(sums, mass)
+    assert torch.equal(means[:, 0], torch.zeros(2, 3, 4))
+    expected = sums[:, :3].sum(1) / mass[:, :3].sum(1)
+    torch.testing.assert_close(means[:, 3], expected)
+    assert torch.autograd.gradcheck(call, (sums, mass))

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from muonlab.model.attention.latents import NO_MASS, Latents, add_up, sum_of_earlier
+from muonlab.model.attention.latents import (
+    NO_MASS,
+    Latents,
+    add_up,
+    means_of_earlier,
+    sum_of_earlier,
+)
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.cache import Chunk
 from muonlab.model.layers import Linear
@@ -88,7 +94,7 @@ class CausalMHLAConfig:
         chunks = -(-length // chunk)
         H, K = self.num_heads, self.num_latents
         per_token = (8 if K else 7) * dim + H * (chunk + 2 * K + 1)
-        per_chunk = K * (6 * dim + H)
+        per_chunk = K * (4 * dim + H)
         return batch * chunks * (chunk * per_token + per_chunk)
 
     def state_bytes(self, dim: int, batch: int, capacity: int, bytes_per_value: int) -> int:
@@ -145,9 +151,14 @@ class CausalMHLA(nn.Module):
         queries, keys, values = fused.unbind(2)
         rotated_queries, rotated_keys = self.rotary(queries), self.rotary(keys)  # (G, H, C, Dh)
         queries, keys, values = (t.transpose(1, 2) for t in (queries, keys, values))
-        sums, mass = self._write(torch.cat((keys, values), dim=-1))
-        sums, mass = (sum_of_earlier(t.unflatten(0, (B, -1))).flatten(0, 1) for t in (sums, mass))
-        summary_keys, summary_values, log_mass = self._summaries(sums, mass, x.dtype)
+        sums, mass = (
+            total.unflatten(0, (B, -1))  # (B, N, H, K, …)
+            for total in self._write(torch.cat((keys, values), dim=-1))
+        )
+        mass = sum_of_earlier(mass) + NO_MASS
+        means = means_of_earlier(sums, mass).flatten(0, 1)
+        summary_keys, summary_values = means.chunk(2, dim=-1)  # (G, H, K, Dh)
+        log_mass = mass.log().to(x.dtype).flatten(0, 1).mT  # (G, H, 1, K)
         out = _ChunkAttention.apply(
             queries,
             summary_keys,
@@ -165,14 +176,6 @@ class CausalMHLA(nn.Module):
         """What a chunk's keys and values (G, H, C, 2·Dh) add to sums (G, H, K, 2·Dh) and mass."""
         keys = tokens[..., : self.head_dim]
         return add_up(self.latents.shares(keys) if self.latents else keys[..., :0], tokens)
-
-    def _summaries(
-        self, sums: Tensor, mass: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean keys and values (…, K, Dh) of each latent, and its log mass (…, 1, K)."""
-        mass = mass + NO_MASS
-        keys, values = (sums / mass).to(dtype).chunk(2, dim=-1)
-        return keys, values, mass.log().to(dtype).mT
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> LatentState:
         return LatentState(batch, self.num_heads, self.chunk, self.num_latents, self.head_dim, like)
@@ -209,9 +212,9 @@ class CausalMHLA(nn.Module):
     ) -> Tensor:
         """Attention over ``state`` of queries (B, H, S, Dh) at ``positions`` of their chunk."""
         _, values, keys = state.tokens[:, :, :-1].chunk(3, dim=-1)  # (B, H, C, Dh)
-        summary_keys, summary_values, log_mass = self._summaries(
-            state.sums, state.mass, queries.dtype
-        )
+        mass = state.mass + NO_MASS
+        summary_keys, summary_values = (state.sums / mass).to(queries.dtype).chunk(2, dim=-1)
+        log_mass = mass.log().to(queries.dtype).mT
         hidden = torch.arange(self.chunk, device=keys.device) > positions[:, None, :, None]
         scores = torch.cat(
             (

@@ -121,7 +121,8 @@ class PrefixMHLA(nn.Module):
         fused = pad(self.qkv(x), (0, 0, 0, -T % C)).unflatten(1, (-1, C))  # (B, N, C, 3·D)
         queries, tokens = self._heads(fused)
         shares = self.latents.shares(tokens[..., : self.head_dim])
-        sums, mass = (sum_of_earlier(x) for x in add_up(shares, tokens))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        sums, mass = (sum_of_earlier(x.to(wide)) for x in add_up(shares, tokens))
         out = self._read(queries, tokens, shares, sums, mass)
         return self.out(out.transpose(2, 3).flatten(1, 2).flatten(2)[:, :T])
 

@@ -24,9 +24,11 @@ class Rotary(nn.Module):
         """Compute the tables for ``max_length`` tokens."""
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim
         positions = torch.arange(max_length, dtype=torch.float64)
-        angle = torch.outer(positions, self.base**-exponent)
-        self.register_buffer("cosine", angle.cos().float(), persistent=False)  # (T, Dh/2)
-        self.register_buffer("sine", angle.sin().float(), persistent=False)
+        angle = torch.outer(positions, self.base**-exponent)  # (T, Dh/2)
+        cosine, sine = angle.cos().float(), angle.sin().float()
+        # of both halves: rotated = x·cosine + (x with its halves swapped)·sine
+        self.register_buffer("cosine", torch.cat((cosine, cosine), -1), persistent=False)  # (T, Dh)
+        self.register_buffer("sine", torch.cat((-sine, sine), -1), persistent=False)
 
     def forward(self, x: Tensor, positions: Tensor | slice | None = None) -> Tensor:
         """(B, T, H, Dh) -> (B, H, T, Dh), rotated.
@@ -37,7 +39,7 @@ class Rotary(nn.Module):
             positions = slice(x.shape[1])
         cosine, sine = self.cosine[positions], self.sine[positions]
         if isinstance(positions, Tensor):
-            cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, Dh/2)
+            cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)  # (B, 1, T, Dh)
         cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
         if torch.is_grad_enabled():
             return _Rotate.apply(x.transpose(1, 2), cosine, sine)
@@ -58,9 +60,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    first, second = x.chunk(2, dim=-1)
-    out_first, out_second = out.chunk(2, dim=-1)
-    torch.mul(first, cosine, out=out_first).addcmul_(second, sine, value=-1)
-    torch.mul(second, cosine, out=out_second).addcmul_(first, sine)
-    return out
+    # contiguous first: on a CPU the strided halves of heads cost three times as much
+    out = x.clone(memory_format=torch.contiguous_format)
+    first, second = out.chunk(2, dim=-1)
+    swapped = torch.cat((second, first), dim=-1)
+    return out.mul_(cosine).addcmul_(swapped, sine)

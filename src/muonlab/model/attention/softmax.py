@@ -94,16 +94,20 @@ class _BlockCausal(torch.autograd.Function):
         B, H, T, _ = grad.shape
         grad = grad.reshape(B * H, T, -1)
         grad_q = torch.empty_like(q)
-        grad_k = torch.zeros_like(k)
-        grad_v = torch.zeros_like(v)
-        for block, weights in enumerate(probabilities):
+        grad_k = grad_v = grad  # set by the last block, which sees every key
+        for block, weights in reversed(list(enumerate(probabilities))):
             start = block * BLOCK
             stop = min(start + BLOCK, T)
             grad_out = grad[:, start:stop]
-            grad_v[:, :stop] += torch.bmm(weights.mT, grad_out)
+            grad_v_block = torch.bmm(weights.mT, grad_out)
             grad_weights = torch.bmm(grad_out, v[:, :stop].mT)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, q.dtype)
             torch.bmm(grad_scores, k[:, :stop], out=grad_q[:, start:stop])
-            grad_k[:, :stop] += torch.bmm(grad_scores.mT, q[:, start:stop])
+            grad_k_block = torch.bmm(grad_scores.mT, q[:, start:stop])
+            if stop == T:
+                grad_k, grad_v = grad_k_block, grad_v_block
+            else:
+                grad_k[:, :stop] += grad_k_block
+                grad_v[:, :stop] += grad_v_block
         grads = (grad_q.mul_(ctx.scale), grad_k, grad_v)
         return *(g.view(B, H, T, -1) for g in grads), None
