@@ -9,9 +9,9 @@ import muonlab.generate
 from muonlab.data import TrainBPE
 from muonlab.generate import GenerateOptions, generate, generate_text
 from muonlab.model import LanguageModel, ModelConfig
-from muonlab.model.attention import MHSAConfig
+from muonlab.model.attention import MHLAConfig, MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
-from muonlab.model.moe import MoEConfig
+from muonlab.model.moe import MoE, MoEConfig
 
 VOCAB = 97
 GREEDY = GenerateOptions(max_new_tokens=12, temperature=0)
@@ -70,6 +70,40 @@ def test_a_dense_model_generates_in_bf16():
     half.compute_dtype = torch.bfloat16
     rows = run(half, PROMPTS, GREEDY)
     assert [len(row) for row in rows] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("attention", [MHSAConfig(num_heads=4), MLAConfig(num_heads=4)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_weights_cast_once_give_what_casting_at_every_step_gives(attention, batch):
+    tokens = torch.randint(VOCAB, (batch, 9), generator=torch.Generator().manual_seed(0))
+    each_step, once = tiny_model(attention=attention), tiny_model(attention=attention)
+    each_step.compute_dtype = torch.bfloat16
+    once.for_inference(torch.bfloat16)
+    logits = []
+    for model in (each_step.eval(), once):
+        state = model.new_state(batch, 9)
+        model.decode(tokens[:, :8], state)
+        logits.append(model.decode(tokens[:, 8:], state))
+    assert torch.equal(logits[0], logits[1])
+
+
+@torch.no_grad()
+def test_one_token_reads_the_weights_of_its_own_experts_only():
+    layer = tiny_model().layers()[0].ffn
+    assert isinstance(layer, MoE)
+    token = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+    expected, report = layer(token)
+    idle = report.tokens_per_expert == 0
+    assert idle.sum() == 2
+    layer.expand[idle] = float("nan")
+    layer.out[idle] = float("nan")
+    torch.testing.assert_close(layer.decode(token), expected)
+
+
+@pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
+def test_attention_that_is_not_causal_is_refused():
+    with pytest.raises(ValueError, match="mhla"):
+        generate(tiny_model(attention=MHLAConfig(num_heads=4)), PROMPTS, GREEDY)
 
 
 def test_a_row_ends_at_end_of_text(model):
