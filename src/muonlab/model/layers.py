@@ -22,11 +22,9 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if weight.dtype != x.dtype:
         weight = weight.to(x.dtype)
     num_rows = x.numel() // x.shape[-1]
-    if num_rows > FEW_ROWS or x.is_cuda:
-        return nn.functional.linear(x, weight)
-    if num_rows == 1:
-        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-    if x.dtype == torch.bfloat16:
+    if num_rows == 1 and not x.is_cuda:
+        return torch.mv(weight, x.view(-1)).view(*x.shape[:-1], -1)
+    if num_rows <= FEW_ROWS and x.dtype == torch.bfloat16 and not x.is_cuda:
         return torch.mm(weight, x.reshape(num_rows, -1).T).T.reshape(*x.shape[:-1], -1)
     return nn.functional.linear(x, weight)
 
