@@ -59,23 +59,24 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _statistics_dtype(x)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        inverse_rms = norm.square().div_(x.shape[-1]).add_(eps).rsqrt_()
+        wide = x.to(_statistics_dtype(x), copy=True)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse_rms = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse_rms)
-        return x.to(wide).mul(inverse_rms).mul_(weight).to(x.dtype)
+        return wide.mul_(inverse_rms).mul_(weight).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, inverse_rms = ctx.saved_tensors
-        wide = _statistics_dtype(x)
-        normed = x.to(wide).mul(inverse_rms)
-        product = grad.to(wide).mul(normed)
+        dtype = _statistics_dtype(x)
+        normed = x.to(dtype, copy=True).mul_(inverse_rms)
+        grad_x = grad.to(dtype, copy=True)
+        product = normed * grad_x
         grad_weight = product.flatten(0, -2).sum(0)
         # dx = (w·g - normed · mean(w·g·normed)) / rms
-        mean = product.matmul(weight.to(wide)).unsqueeze(-1).div_(x.shape[-1])
-        grad_x = normed.mul_(mean).neg_().addcmul_(grad.to(wide), weight).mul_(inverse_rms)
+        mean = product.matmul(weight.to(dtype)).unsqueeze(-1).div_(x.shape[-1])
+        grad_x.mul_(weight).addcmul_(normed, mean, value=-1).mul_(inverse_rms)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
