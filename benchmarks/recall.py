@@ -17,9 +17,10 @@ from torch import Tensor
 
 from muonlab import machine
 from muonlab.model import ModelConfig
-from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
+from muonlab.model.attention import CausalMHLAConfig, MHSAConfig, PrefixMHLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.loss import IGNORED
+from muonlab.optim import Muon, build_groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +28,7 @@ class RecallTask:
     """``num_pairs`` pairs of ``num_symbols`` keys and as many values, one use of a key each."""
 
     num_pairs: int = 16
-    num_symbols: int = 128
+    num_symbols: int = 64
 
     @property
     def chunk(self) -> int:
@@ -67,17 +68,15 @@ class Options:
     num_heads: int = 2
     num_layers: int = 2
     batch: int = 64
-    steps: int = 1500
-    learning_rate: float = 3e-3
+    steps: int = 900
+    learning_rate: float = 1e-2
 
 
 def train(config: ModelConfig, options: Options, seed: int) -> float:
     """Accuracy on 1024 fresh sequences after training."""
     model = config.build(seed)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.learning_rate, betas=(0.9, 0.95), fused=True
-    )
+    optimizer = Muon(build_groups(model), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 100, 2 - 2 * step / options.steps)
     )
@@ -108,6 +107,7 @@ def main(options: Options) -> None:
             attention=attention,
             ffn=DenseConfig(hidden_dim=2 * options.dim),
             tie_head=False,
+            init_std=0.05,
         )
         start = time.perf_counter()
         accuracies = [train(config, options, seed) for seed in range(options.seeds)]

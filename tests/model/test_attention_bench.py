@@ -40,10 +40,10 @@ def test_growth_exponent_of_a_power_law():
 
 def test_crossover_is_where_a_kind_stays_faster():
     costs = costs_of("mhsa", {256: 1.0, 512: 2.0, 1024: 4.0, 2048: 16.0})
-    assert crossover(costs + costs_of("a", {256: 0.5, 512: 3.0, 1024: 3.0, 2048: 6.0}), "a") == 1024
-    assert (
-        crossover(costs + costs_of("a", dict.fromkeys((256, 512, 1024, 2048), 99.0)), "a") is None
-    )
+    faster = costs_of("a", {256: 0.5, 512: 3.0, 1024: 3.0, 2048: 6.0})
+    never = costs_of("b", dict.fromkeys((256, 512, 1024, 2048), 99.0))
+    assert crossover(costs + faster, "a") == 1024
+    assert crossover(costs + never, "b") is None
 
 
 def test_quoted_costs_are_the_published_formulas():
