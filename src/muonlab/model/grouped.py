@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from muonlab.model.layers import FEW_ROWS, linear
+
 
 @dataclass(frozen=True, slots=True)
 class Slots:
@@ -116,7 +118,10 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.ends = ends
         out = x.new_empty(x.shape[0], weight.shape[1])
         for expert, rows in _experts_with_rows(ends):
-            torch.mm(x[rows], weight[expert].T, out=out[rows])
+            if rows.stop - rows.start < FEW_ROWS:
+                out[rows] = linear(x[rows], weight[expert])
+            else:
+                torch.mm(x[rows], weight[expert].T, out=out[rows])
         return out
 
     @staticmethod

@@ -81,4 +81,4 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

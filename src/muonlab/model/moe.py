@@ -161,9 +161,9 @@ class MoE(nn.Module):
                 logits.shape, generator=noise, device=logits.device, dtype=logits.dtype
             )
             logits = logits + self.config.router_noise * sample
-        gates, experts, probabilities = self._route(logits)
+        gates, experts, scores = self._route(logits)
         out = self._mix(tokens, gates, experts)
-        return out.view_as(x), self._report(logits, experts, probabilities)
+        return out.view_as(x), self._report(logits, experts, scores)
 
     def decode(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D) without the report; one token reads only its own experts' weights."""
@@ -193,25 +193,24 @@ class MoE(nn.Module):
 
     def _logits(self, tokens: Tensor) -> Tensor:
         """Router logits (N, E), in fp32 whatever the compute dtype."""
-        return self.router(tokens.to(torch.promote_types(tokens.dtype, torch.float32)))
+        return self.router(tokens if tokens.dtype == torch.float64 else tokens.float())
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gates (N, K), experts (N, K) and the distribution over all experts (N, E)."""
+        """Gates (N, K), experts (N, K) and the scores of all experts (N, E)."""
         config = self.config
-        if config.gate == "softmax":
-            scores = probabilities = logits.softmax(-1)
-        else:
-            scores = logits.sigmoid()
-            probabilities = scores / scores.sum(-1, keepdim=True)
+        scores = logits.softmax(-1) if config.gate == "softmax" else logits.sigmoid()
         biased = scores + self.selection_bias if config.balancing == "bias" else scores
         experts = biased.topk(config.top_k, dim=-1).indices
         gates = scores.gather(-1, experts)
         if config.normalize_gates:
             gates = gates / gates.sum(-1, keepdim=True).clamp_min(1e-20)
-        return gates * config.routed_scale, experts, probabilities
+        return gates * config.routed_scale, experts, scores
 
-    def _report(self, logits: Tensor, experts: Tensor, probabilities: Tensor) -> RouterOutput:
+    def _report(self, logits: Tensor, experts: Tensor, scores: Tensor) -> RouterOutput:
         config = self.config
+        probabilities = scores
+        if config.gate == "sigmoid":
+            probabilities = scores / scores.sum(-1, keepdim=True)
         load = experts.flatten().bincount(minlength=config.num_experts)
         loss = logits.new_zeros(())
         if config.balancing == "auxiliary":
