@@ -7,9 +7,10 @@ import torch
 
 from muonlab.model import LanguageModel, ModelConfig
 from muonlab.model.accounting import account
-from muonlab.model.attention import MHLAConfig, MHSAConfig
+from muonlab.model.attention import AttentionConfig, MHLAConfig, MHSAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
+from muonlab.optim import build_groups
 
 P2 = ModelConfig(
     vocab_size=49_152,
@@ -37,11 +38,25 @@ def test_p2s_model_has_its_published_size():
     assert costs.active_parameters == 36_592_512
 
 
-def test_p2s_latent_model_has_its_published_size():
-    costs = account(replace(P2, attention=MHLAConfig(num_heads=8, num_latents=64)))
-    assert costs.parameters == 81_861_504
-    embedding, norms = costs.parts[0].parameters, 2 * 6 * 384 + 384
-    assert costs.parameters - embedding - norms == 62_982_144  # what P2's grouping gives to Muon
+@pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
+@pytest.mark.parametrize(
+    ("attention", "parameters", "under_muon"),
+    [
+        (MHSAConfig(num_heads=8), 79_059_840, 60_180_480),
+        (MHLAConfig(num_heads=8, num_latents=64), 81_861_504, 62_982_144),
+    ],
+)
+def test_p2s_grouping(attention: AttentionConfig, parameters: int, under_muon: int):
+    """Everything of two dimensions but the embedding: router and latents too."""
+    config = replace(P2, attention=attention)
+    assert account(config).parameters == parameters
+    groups = build_groups(
+        config.build(0, "meta"), muon_roles=("hidden", "router", "latents"), strict=True
+    )
+    sizes = {"muon": 0, "adamw": 0}
+    for group in groups:
+        sizes[group["algorithm"]] += sum(p.numel() for p in group["params"])
+    assert sizes == {"muon": under_muon, "adamw": parameters - under_muon}
 
 
 def test_flops_of_p2s_model_by_hand():
