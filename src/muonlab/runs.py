@@ -224,9 +224,11 @@ class RunDirectory:
                 aside.rename(target)
                 _flush(self.checkpoints)
             except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-                # torch and safetensors wrap a full disk in errors of their own
                 shutil.rmtree(aside, ignore_errors=True)
-                raise OSError(getattr(error, "errno", None), str(error).splitlines()[0]) from error
+                if isinstance(error, OSError):
+                    raise
+                # torch and safetensors wrap a full disk in errors of their own
+                raise OSError(None, str(error).splitlines()[0]) from error
             for old in self.checkpoint_steps()[:-keep]:
                 outdated = self.checkpoints / f".deleting-{old:08d}"
                 (self.checkpoints / f"step-{old:08d}").rename(outdated)
