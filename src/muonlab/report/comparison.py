@@ -47,7 +47,7 @@ ARM = Column(key="arm", heading="Arm")
 SEED = Column(key="seed", heading="Seed")
 SEEDS = Column(key="seeds", heading="Seeds")
 STATUS = Column(key="status", heading="Status")
-MAX_CURVE_POINTS = 400
+MAX_CURVE_POINTS = 200
 
 CURVES = (  # metric, file name, title, axis label
     ("val/loss", "validation-loss", "Validation loss", "validation loss (nats/token)"),

@@ -32,12 +32,25 @@ const options = {
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
 setTheme(preferred());
-for (const plot of plots) {
+
+function draw(plot) {
+  if (plot.data) return;
   const figure = figures[plot.dataset.figure];
+  plot.style.minHeight = "";
   figure.layout.font = {family: getComputedStyle(document.body).fontFamily, size: 13};
   Plotly.newPlot(plot, figure.data, figure.layout, options);
+  Plotly.relayout(plot, colours());
 }
-setTheme(preferred());
+
+// A figure is drawn when it comes near the screen: a page of many opens at once.
+const watcher = new IntersectionObserver(
+  (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({target}) => draw(target)),
+  {rootMargin: "600px"},
+);
+for (const plot of plots) {
+  plot.style.minHeight = `${figures[plot.dataset.figure].layout.height}px`;
+  watcher.observe(plot);
+}
 
 document.getElementById("theme").addEventListener("click", () =>
   setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
@@ -45,6 +58,7 @@ document.getElementById("theme").addEventListener("click", () =>
 // On paper: light, and two figures side by side on a page that no resize event announces.
 let themeOnScreen;
 addEventListener("beforeprint", () => {
+  plots.forEach(draw);
   themeOnScreen = root.dataset.theme;
   setTheme("light", {width: 340});
 });
