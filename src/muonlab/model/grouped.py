@@ -7,7 +7,9 @@ change neither outputs nor gradients.
 Shapes: N tokens, K experts a token, E experts, D width, S slots (rows after padding).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -86,8 +88,11 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        slot_of = ctx.slots.slot_of
-        return grad.index_select(0, slot_of.flatten()).unflatten(0, slot_of.shape).sum(1), None
+        first, *others = ctx.slots.slot_of.unbind(1)
+        grad_x = grad.index_select(0, first)
+        for slot in others:
+            grad_x.add_(grad.index_select(0, slot))
+        return grad_x, None
 
 
 class _Combine(torch.autograd.Function):
@@ -95,16 +100,25 @@ class _Combine(torch.autograd.Function):
     def forward(ctx, rows: Tensor, gates: Tensor, slots: Slots) -> Tensor:
         ctx.save_for_backward(rows, gates)
         ctx.slots = slots
-        chosen = rows.index_select(0, slots.slot_of.flatten()).unflatten(0, gates.shape)
-        return torch.bmm(gates.to(rows.dtype).unsqueeze(1), chosen).squeeze(1)
+        weights = gates.to(rows.dtype).split(1, dim=1)  # K of (N, 1)
+        first, *others = slots.slot_of.unbind(1)
+        out = rows.index_select(0, first).mul_(weights[0])
+        for slot, weight in zip(others, weights[1:], strict=True):
+            out.addcmul_(rows.index_select(0, slot), weight)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, gates = ctx.saved_tensors
         slots: Slots = ctx.slots
-        chosen = rows.index_select(0, slots.slot_of.flatten()).unflatten(0, gates.shape)
-        grad_gates = torch.bmm(chosen, grad.unsqueeze(2)).squeeze(2).to(gates.dtype)
+        grad_gates = torch.stack(
+            [
+                torch.linalg.vecdot(rows.index_select(0, slot), grad)
+                for slot in slots.slot_of.unbind(1)
+            ],
+            dim=1,
+        ).to(gates.dtype)
         gate_at = rows.new_zeros(rows.shape[0])
         gate_at.index_copy_(0, slots.slot_of.flatten(), gates.flatten().to(rows.dtype))
         grad_rows = grad.index_select(0, slots.token_at).mul_(gate_at.unsqueeze(1))
@@ -117,7 +131,9 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.ends = ends
         out = x.new_empty(x.shape[0], weight.shape[1])
-        for expert, rows in _experts_with_rows(ends):
+        for expert, rows in _rows_of_experts(ends):
+            if rows.start == rows.stop:
+                continue
             if rows.stop - rows.start < FEW_ROWS:
                 out[rows] = linear(x[rows], weight[expert])
             else:
@@ -130,16 +146,16 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight)
-        for expert, rows in _experts_with_rows(ctx.ends):
+        grad_weight = torch.empty_like(weight)
+        for expert, rows in _rows_of_experts(ctx.ends):
+            if rows.start == rows.stop:
+                grad_weight[expert].zero_()
+                continue
             torch.mm(grad[rows], weight[expert], out=grad_x[rows])
             # written transposed: oneDNN's faster orientation of this product
             torch.mm(x[rows].T, grad[rows], out=grad_weight[expert].T)
         return grad_x, grad_weight, None
 
 
-def _experts_with_rows(ends: list[int]):
-    """(expert, slice of its rows) for every expert that has any."""
-    for expert, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        if end > start:
-            yield expert, slice(start, end)
+def _rows_of_experts(ends: list[int]) -> Iterator[tuple[int, slice]]:
+    return enumerate(slice(start, end) for start, end in pairwise([0, *ends]))
