@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
+from rich.table import Column, Table
 from torch.profiler import ProfilerActivity, profile
 
 from muonlab.bench.interleave import interleave
@@ -147,7 +147,7 @@ def crossover(costs: Sequence[AttentionCost], kind: str, against: str = "mhsa") 
 
 def attention_table(costs: Sequence[AttentionCost]) -> Table:
     """All costs, a row a length and kind."""
-    table = Table("length", "kind", "quoted GFLOP", "quoted MB", "full GFLOP", "forward ms",
+    table = Table("length", Column("kind", no_wrap=True), "quoted GFLOP", "quoted MB", "full GFLOP", "forward ms",
                   "fwd+bwd ms", "peak MB", title="Attention over one sequence")  # fmt: skip
     for cost in costs:
         table.add_row(
@@ -166,7 +166,7 @@ def attention_table(costs: Sequence[AttentionCost]) -> Table:
 def exponent_table(costs: Sequence[AttentionCost], *, from_length: int = 2048) -> Table:
     """Growth exponents of every kind, and where it overtakes ``mhsa``."""
     kinds = list(dict.fromkeys(cost.kind for cost in costs))
-    table = Table("kind", *MEASURES.values(), "faster than mhsa from",
+    table = Table(Column("kind", no_wrap=True), *MEASURES.values(), "faster than mhsa from",
                   title=f"Growth exponents from {from_length} tokens on")  # fmt: skip
     for kind in kinds:
         slopes = [
@@ -208,8 +208,8 @@ def _calls(
         module(x)
 
     def step() -> None:
+        module(x).backward(gradient)
         x.grad = None
         module.zero_grad()
-        module(x).backward(gradient)
 
     return forward, step
