@@ -87,11 +87,13 @@ def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> 
 
 
 def with_text(config: RunConfig, path: Path | None) -> RunConfig:
-    """The config with a local text as its corpus, found from any directory later."""
+    """The config with the whole of a local text as its corpus, found from any directory later."""
     if path is None:
         return config
-    source = LocalConfig(path=path.absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    data = dataclasses.replace(
+        config.data, source=LocalConfig(path=path.absolute()), max_documents=None
+    )
+    return dataclasses.replace(config, data=data)
 
 
 def execute(config: RunConfig, run: RunDirectory, cache_dir: Path) -> None:
