@@ -1,5 +1,6 @@
 """`muonlab eval | generate | export`: what a trained model can do."""
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from muonlab.data import TokenData
 from muonlab.data.splits import SplitName
 from muonlab.evaluate import evaluate
 from muonlab.export import export_hf
+from muonlab.export.harness import evaluate_exported, write_text_tasks
 from muonlab.generate import GenerateOptions, generate_text
 from muonlab.model import LanguageModel
 from muonlab.runs import RunDirectory, RunError, load_weights
@@ -40,11 +42,22 @@ def evaluate_run(
     run_path: RunPath,
     *,
     split: Literal["validation", "test"] = "validation",
+    tasks: Annotated[
+        tuple[str, ...], tyro.conf.arg(help="lm-evaluation-harness tasks, instead of the split")
+    ] = (),
+    limit: Annotated[int | None, tyro.conf.arg(help="examples of each task")] = None,
     step: Step = None,
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
-    """Loss, bits per byte, perplexity, accuracy and routing over a whole split."""
+    """Loss, bits per byte, perplexity, accuracy and routing over a whole split.
+
+    With --tasks: lm-evaluation-harness on the exported model. Two tasks are made from the split's
+    own documents and need no network: muonlab_text and muonlab_next_sentence.
+    """
     model, data, run = load_run(run_path, step, cache_dir)
+    if tasks:
+        _evaluate_tasks(model, data, split, tasks, limit)
+        return
     settings = run.config().train
     name: SplitName = split
     metrics = evaluate(
@@ -59,11 +72,33 @@ def evaluate_run(
         print(f"{key:22} {value:10.4f} {units.get(key.split('/')[1], '')}".rstrip())
 
 
+def _evaluate_tasks(
+    model: LanguageModel,
+    data: TokenData,
+    split: SplitName,
+    tasks: tuple[str, ...],
+    limit: int | None,
+) -> None:
+    numbers = range(data.num_documents(split))
+    ids = (data.document(split, number).tolist() for number in numbers)
+    documents = [data.tokenizer.decode([i for i in each if i != data.eot_id]) for each in ids]
+    with tempfile.TemporaryDirectory() as scratch:
+        exported, task_directory = Path(scratch, "model"), Path(scratch, "tasks")
+        export_hf(model, data.tokenizer, exported)
+        write_text_tasks(documents, task_directory)
+        results = evaluate_exported(exported, tasks, task_directory=task_directory, limit=limit)
+    for task, metrics in results.items():
+        for name, value in metrics.items():
+            print(f"{task}/{name:20} {value:10.4f}")
+
+
 def generate_from_run(
     run_path: RunPath,
     *,
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(help="one or several texts to continue")],
-    max_new_tokens: int = 200,
+    max_new_tokens: Annotated[
+        int | None, tyro.conf.arg(help="default: 200, or as many as fit the trained length")
+    ] = None,
     temperature: Annotated[float, tyro.conf.arg(help="0: always the likeliest token")] = 0.8,
     top_k: Annotated[int | None, tyro.conf.arg(help="choose among this many tokens")] = None,
     top_p: Annotated[float, tyro.conf.arg(help="choose among this much probability")] = 1.0,
@@ -73,6 +108,10 @@ def generate_from_run(
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
     """Continue texts with a trained model; a single one streams to the terminal."""
+    model, data, _ = load_run(run_path, step, cache_dir)
+    if max_new_tokens is None:
+        longest = max((len(data.tokenizer.encode(text)) for text in prompt), default=0)
+        max_new_tokens = max(1, min(200, model.config.max_length - longest + 1))
     options = GenerateOptions(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -81,7 +120,7 @@ def generate_from_run(
         seed=seed,
         extend=extend,
     )
-    model, data, _ = load_run(run_path, step, cache_dir)
+    model = model.for_inference(model.compute_dtype)
     pieces = generate_text(model, data.tokenizer, list(prompt), options)
     if len(prompt) == 1:
         print(prompt[0], end="", flush=True)
