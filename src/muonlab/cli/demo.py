@@ -75,7 +75,7 @@ def demo(
             console.print(prompt, style="bold", end="", markup=False)
             console.print(continuation, markup=False, highlight=False)
     console.rule()
-    console.print(f"The page with the curves: {page}")
+    console.print(f"The page with the curves: {page}", markup=False, soft_wrap=True)
 
 
 def _short(config: RunConfig, steps: int) -> RunConfig:

@@ -97,11 +97,13 @@ def with_text(config: RunConfig, path: Path | None) -> RunConfig:
 
 
 def execute(config: RunConfig, run: RunDirectory, cache_dir: Path) -> None:
-    """Train with a progress bar and say how it ended."""
-    console = Console()
+    """Train with a progress bar; say where, and how it ended."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     for warning in (*config.model.attention.warnings, *config.data.split.warnings):
         console.print(f"warning: {warning}", style="bold red")
-    summary = train(config, run, config.data.prepare(cache_dir))
+    data = config.data.prepare(cache_dir)
+    console.print(f"training in {run.path}")
+    summary = train(config, run, data)
     console.print(
         f"{run.path}: validation loss {summary['val/loss']:.4f} nats/token, "
         f"{summary['val/bits_per_byte']:.4f} bits/byte, accuracy {summary['val/accuracy']:.1%}, "
