@@ -85,7 +85,7 @@ def _evaluate_tasks(
     with tempfile.TemporaryDirectory() as scratch:
         exported, task_directory = Path(scratch, "model"), Path(scratch, "tasks")
         export_hf(model, data.tokenizer, exported)
-        write_text_tasks(documents, task_directory)
+        write_text_tasks(documents, task_directory, max_bytes=model.config.max_length)
         results = evaluate_exported(exported, tasks, task_directory=task_directory, limit=limit)
     for task, metrics in results.items():
         for name, value in metrics.items():

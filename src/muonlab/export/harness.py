@@ -44,26 +44,35 @@ metadata: {{version: 1.0}}
 """
 
 
-def write_text_tasks(documents: Sequence[str], directory: Path, seed: int = 0) -> list[str]:
+def write_text_tasks(
+    documents: Sequence[str], directory: Path, *, max_bytes: int = 1024, seed: int = 0
+) -> list[str]:
     """Two tasks over held-out documents, for ``evaluate_exported``; returns their names.
 
     ``muonlab_next_sentence``: which of four sentences follows the last three, where the wrong ones
     come from elsewhere in the documents; chance is 0.25. ``muonlab_text``: bits per byte.
+    Sentences of over ``max_bytes`` are no choices: at most the model's length in tokens, since a
+    token is at least a byte.
     """
     generator = random.Random(seed)
     sentences = [re.split(r"(?<=[.?!])\s+", document.strip()) for document in documents]
-    everything = [sentence for document in sentences for sentence in document]
+    everything = [s for document in sentences for s in document if len(s.encode()) <= max_bytes]
     items = []
     for document in sentences:
         for start in range(0, len(document) - CONTEXT_SENTENCES, CONTEXT_SENTENCES + 1):
             context = document[start : start + CONTEXT_SENTENCES]
             right = document[start + CONTEXT_SENTENCES]
+            if len(right.encode()) > max_bytes:
+                continue
             choices = [right, *generator.sample(everything, NUM_CHOICES - 1)]
             generator.shuffle(choices)
             item = {"context": " ".join(context), "choices": choices}
             items.append(item | {"answer": choices.index(right)})
     if not items:
-        raise ExportError(f"no document has {CONTEXT_SENTENCES + 1} sentences to ask about")
+        raise ExportError(
+            f"no document has {CONTEXT_SENTENCES + 1} sentences to ask about, "
+            f"the last of at most {max_bytes} bytes"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     texts = [{"text": document} for document in documents]
     tasks = {"muonlab_next_sentence": (NEXT_SENTENCE, items), "muonlab_text": (TEXT, texts)}
