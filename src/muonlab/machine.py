@@ -77,11 +77,16 @@ def measure_rates(device: torch.device | None = None) -> MachineRates:
     )
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``"bf16"``, ``"fp32"``, or ``"auto"``: bf16 where this machine multiplies it faster."""
+def resolve_dtype_name(name: str, device: torch.device) -> str:
+    """``"bf16"`` or ``"fp32"``; ``"auto"`` is bf16 where this machine multiplies it faster."""
     if name == "auto":
-        return torch.bfloat16 if measure_rates(device).bf16_pays else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return "bf16" if measure_rates(device).bf16_pays else "fp32"
+    return name
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The same as a torch dtype."""
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[resolve_dtype_name(name, device)]
 
 
 def keep_freed_memory() -> bool:

@@ -32,6 +32,7 @@ def manifest(
         "git": git_state(),
         "versions": {name: metadata.version(name) for name in packages},
         "machine": machine.describe(device),
+        "dtype": machine.resolve_dtype_name(config.train.dtype, device),
         "data_hash": data.data_hash,
         "train_tokens": data.num_tokens("train"),
         "validation_tokens": data.num_tokens("validation"),

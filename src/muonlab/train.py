@@ -220,8 +220,7 @@ def check_fits(config: RunConfig, data: TokenData) -> None:
 
 def new_state(dtype: str, device: torch.device) -> RunState:
     """The state of a run before its first step."""
-    resolved = machine.resolve_dtype(dtype, device)
-    return RunState(dtype="bf16" if resolved == torch.bfloat16 else "fp32")
+    return RunState(dtype=machine.resolve_dtype_name(dtype, device))
 
 
 def restore(run: RunDirectory, model: LanguageModel, optimizer: Muon) -> tuple[int, RunState]:
