@@ -17,7 +17,7 @@ from torch import Tensor
 
 from muonlab import machine
 from muonlab.model import ModelConfig
-from muonlab.model.attention import CausalMHLAConfig, MHSAConfig, PrefixMHLAConfig
+from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.loss import IGNORED
 from muonlab.optim import Muon, build_groups
