@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _application() -> SubcommandApp:
-    from muonlab.cli import data, inspect, models, runs
+    from muonlab.cli import bench, data, inspect, models, optim, runs
     from muonlab.cli.demo import demo
 
     application = SubcommandApp()
@@ -63,6 +63,8 @@ def _application() -> SubcommandApp:
     application.command(name="eval")(models.evaluate_run)
     application.command(name="generate")(models.generate_from_run)
     application.command(name="export")(models.export_run)
+    application.command(optim.application, name="optim", help="The optimizer's polynomials.")
+    application.command(bench.application, name="bench", help="Measurements on this machine.")
     return application
 
 

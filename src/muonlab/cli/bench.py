@@ -1,5 +1,65 @@
-"""`muonlab bench …`: measurements on this machine."""
+"""`muonlab bench …`: measurements on this machine, printed as tables."""
 
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
 from tyro.extras import SubcommandApp
 
+from muonlab import machine
+from muonlab.bench import attention as attention_bench
+from muonlab.bench import decode as decode_bench
+from muonlab.bench import optimizer as optimizer_bench
+
 application = SubcommandApp()
+Rounds = Annotated[int, tyro.conf.arg(help="interleaved rounds")]
+
+
+@application.command
+def optimizer(*, sets: tuple[str, ...] = tuple(optimizer_bench.SETS), rounds: Rounds = 5) -> None:
+    """Profile a Muon step over parameter sets, against torch.optim.Muon and the FLOP floor."""
+    for name in sets:
+        print(optimizer_bench.bench_optimizer(name, rounds=rounds).text(), flush=True)
+
+
+@application.command
+def attention(
+    *,
+    lengths: tuple[int, ...] = (512, 1024, 2048, 4096),
+    rounds: Rounds = 5,
+    plot: Annotated[Path | None, tyro.conf.arg(help="also draw the curves to this PNG")] = None,
+) -> None:
+    """Time and memory of every attention kind over the length."""
+    costs = attention_bench.measure_attention(
+        attention_bench.default_kinds(), lengths=lengths, rounds=rounds
+    )
+    console = Console()
+    console.print(attention_bench.attention_table(costs))
+    if sum(length >= 2048 for length in set(lengths)) >= 2:
+        console.print(attention_bench.exponent_table(costs))
+    if plot is not None:
+        attention_bench.plot_attention(costs, plot)
+
+
+@application.command
+def decode(
+    *,
+    size: str = "60m",
+    batches: tuple[int, ...] = (1, 8),
+    contexts: tuple[int, ...] = (256, 1024),
+    dtype: Literal["auto", "bf16", "fp32"] = "auto",
+    rounds: Rounds = 5,
+) -> None:
+    """Decoding speed: latent attention with experts against dense attention of equal size."""
+    for batch in batches:
+        for context in contexts:
+            report = decode_bench.bench_decode(
+                size,
+                batch=batch,
+                context=context,
+                dtype=machine.resolve_dtype(dtype, torch.device("cpu")),
+                rounds=rounds,
+            )
+            print(report.text(), flush=True)

@@ -35,7 +35,8 @@ _NAMED: dict[str, Schedule] = {
     # The random-spectrum placebo: the singular vectors of Muon, singular values scrambled.
     "kaon": (_KAON_MAP,) * 4 + (tuple(v / 1.175 for v in _KAON_MAP),),  # type: ignore[dict-item]
 }
-SCHEDULE_NAMES = ("keller5", "you5", "polar_express", "deepseek_v4", "kaon", "svd", "none")
+POLYNOMIAL_NAMES = ("keller5", "you5", "polar_express", "deepseek_v4", "kaon")
+SCHEDULE_NAMES = (*POLYNOMIAL_NAMES, "svd", "none")
 
 
 def resolve_schedule(schedule: str | Sequence[Sequence[float]]) -> Schedule:
@@ -146,7 +147,7 @@ def draw(schedule: str | Sequence[Sequence[float]], *, width: int = 72, height: 
 def describe_schedules() -> str:
     """Every named schedule: its steps, its band, its drawing."""
     parts = []
-    for name in SCHEDULE_NAMES[:-2]:
+    for name in POLYNOMIAL_NAMES:
         steps = resolve_schedule(name)
         bands = [band(name, lower) for lower in (1e-2, 1e-3)]
         parts.append(
