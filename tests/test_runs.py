@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from conftest import Killed
 from torch import nn
 
 from muonlab.config import RunConfig, from_json, replace, to_json
@@ -257,10 +258,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     assert run.load_checkpoint().step == 1
     trained.save(run, 2, keep=1)
     assert run.checkpoint_steps() == [2]
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.mark.parametrize("target", ["os.fsync", "pathlib.Path.rename", "torch.save"])
