@@ -215,7 +215,8 @@ class RunDirectory:
             try:
                 aside.mkdir(parents=True)
                 _save_model(model, aside / "model.safetensors")
-                torch.save(optimizer.state_dict(), aside / "optimizer.pt")
+                with (aside / "optimizer.pt").open("wb") as file:  # Python's own: it names errors
+                    torch.save(optimizer.state_dict(), file)
                 sizes = {file.name: file.stat().st_size for file in aside.iterdir()}
                 facts = {"step": step, "state": asdict(state), "bytes": sizes}
                 (aside / "state.json").write_text(_json(facts))
@@ -227,7 +228,7 @@ class RunDirectory:
                 shutil.rmtree(aside, ignore_errors=True)
                 if isinstance(error, OSError):
                     raise
-                # torch and safetensors wrap a full disk in errors of their own
+                # torch and safetensors have errors of their own for a full disk
                 raise OSError(None, str(error).splitlines()[0]) from error
             for old in self.checkpoint_steps()[:-keep]:
                 outdated = self.checkpoints / f".deleting-{old:08d}"
