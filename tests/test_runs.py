@@ -260,6 +260,20 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_ones(
     assert run.checkpoint_steps() == [2]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_full_disk_is_named(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = Path.open
+
+    def open_full(path: Path, *arguments: Any, **options: Any) -> Any:
+        full = path.name == "optimizer.pt" and "w" in arguments[0]
+        return real_open(Path("/dev/full") if full else path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(RunError, match="No space left on device"):
+        Trained().save(run, 1)
+    assert list(run.checkpoints.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["os.fsync", "pathlib.Path.rename", "torch.save"])
 def test_a_process_killed_while_it_writes(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, target: str
