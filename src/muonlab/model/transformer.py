@@ -50,7 +50,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
         for name in ("norm_eps", "init_std"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         self.attention.num_parameters(self.dim)  # raises if the heads do not fit the width
 
