@@ -45,7 +45,7 @@ def _newton_schulz(gradient: Tensor) -> Tensor:
 
 def pytorch_optimizer_muon(name: str) -> Callable[[], object]:
     """pytorch-optimizer's, with its fastest settings: foreach and the Gram form."""
-    from pytorch_optimizer import Muon
+    from pytorch_optimizer import Muon  # pyright: ignore[reportMissingImports]
 
     matrices, rest = (make_parameters(shapes) for shapes in SETS[name])
     groups: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ def pytorch_optimizer_muon(name: str) -> Callable[[], object]:
 
 def heavyball_muon(name: str) -> Callable[[], object]:
     """heavyball's; it compiles parts of its step, which takes minutes on a CPU."""
-    import heavyball
+    import heavyball  # pyright: ignore[reportMissingImports]
 
     matrices, rest = (make_parameters(shapes) for shapes in SETS[name])
     separate: list[nn.Parameter] = separate_matrices(matrices)

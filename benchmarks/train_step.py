@@ -92,6 +92,9 @@ class PlainModel(nn.Module):
 
 
 class PlainLayer(nn.Module):
+    cosine: Tensor
+    sine: Tensor
+
     def __init__(self, shape: Shape, gated: bool) -> None:
         super().__init__()
         self.shape = shape
