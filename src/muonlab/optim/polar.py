@@ -17,6 +17,9 @@ from muonlab.optim.schedules import Coefficients, Schedule, resolve_schedule
 MAX_SEGMENT = 3
 # Σσ² / sqrt(Σσ⁴)-like effective rank below which bf16 loses the direction (docs/decisions/0003).
 LOW_RANK = 4.0
+# Elements of each tensor that the passes outside the iteration, and the fp32 path, take at once: a
+# few such tensors stay in the 2 MiB of cache beside each core (docs/decisions/0004).
+PASS_ELEMENTS = 300_000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -153,10 +156,23 @@ def polar_iterations(
     if dtype.itemsize < 4:
         low_rank = effective_rank < LOW_RANK
         if bool(low_rank.any()):
-            index = low_rank.nonzero().squeeze(1)
-            exact, _ = _iterate(normalised[index], schedule, normalised.dtype, workspace)
-            out[index] = exact.to(dtype)
+            _, m, n = normalised.shape
+            for index in low_rank.nonzero().squeeze(1).split(max(1, PASS_ELEMENTS // (m * n))):
+                exact, _ = _iterate(normalised[index], schedule, normalised.dtype, workspace)
+                out[index] = exact.to(dtype)
     return out
+
+
+def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+    """How many m × n matrices `polar_iterations` and its fp32 input may take in ``max_bytes``.
+
+    At least one. Counts k × k buffers as m × n ones, so that the bound also holds for the buffers
+    that batches of different shapes share.
+    """
+    available = max_bytes
+    if work.itemsize < 4:  # the fp32 path: x, y, r, p, q, w and its copy of the input
+        available -= 7 * max(m * n, PASS_ELEMENTS) * master.itemsize
+    return max(1, available // (m * n * (master.itemsize + 6 * work.itemsize)))
 
 
 def _iterate(

@@ -14,7 +14,9 @@ from torch import Tensor
 from muonlab.optim.diagnostics import Collector
 from muonlab.optim.options import update_scale
 from muonlab.optim.polar import (
+    PASS_ELEMENTS,
     Workspace,
+    matrices_within,
     normalise_,
     polar_iterations,
     svd_polar,
@@ -40,45 +42,33 @@ class Piece:
     active: Tensor | None  # (B, 1, 1) of 0 and 1; None when every matrix has a gradient
 
 
-def bytes_per_matrix(m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
-    """Workspace bytes that one m × n matrix of a batch needs."""
-    k = min(m, n)
-    return m * n * (master.itemsize + 2 * work.itemsize) + 4 * k * k * work.itemsize
-
-
 def batches(pieces: Iterable[Piece], max_bytes: int, work_name: str) -> Iterator[list[Piece]]:
     """Pieces of equal (m, n) and dtype, cut and joined into batches of bounded workspace."""
     by_shape: dict[tuple[Any, ...], list[Piece]] = {}
     for piece in pieces:
         key = (*piece.parameter.shape[1:], piece.parameter.dtype, piece.parameter.device)
         by_shape.setdefault(key, []).append(piece)
-    for (m, n, dtype, _), same in by_shape.items():
+    for (m, n, dtype, device), same in by_shape.items():
         master = torch.promote_types(dtype, torch.float32)
-        work = work_dtype(work_name, torch.empty(0, dtype=master, device=same[0].parameter.device))
-        per_matrix = bytes_per_matrix(m, n, master, work)
+        work = work_dtype(work_name, torch.empty(0, dtype=master, device=device))
         limit = max(MIN_BATCH, TARGET_BATCH_BYTES // (m * n * master.itemsize))
-        limit = min(limit, max_bytes // per_matrix)
-        limit = max(1, limit // MIN_BATCH * MIN_BATCH or limit)
-        batch, room = [], limit
+        limit = min(limit, matrices_within(max_bytes, m, n, master, work))
+        limit = limit // MIN_BATCH * MIN_BATCH or limit
+        batch, size = [], 0
         for piece in same:
-            for part in _cut(piece, room, limit):
-                batch.append(part)
-                room -= part.parameter.shape[0]
-                if room == 0:
+            for part in _cut(piece, min(limit, max(1, PASS_ELEMENTS // (m * n)))):
+                if size + part.parameter.shape[0] > limit:
                     yield batch
-                    batch, room = [], limit
-        if batch:
-            yield batch
+                    batch, size = [], 0
+                batch.append(part)
+                size += part.parameter.shape[0]
+        yield batch
 
 
-def _cut(piece: Piece, first: int, rest: int) -> Iterator[Piece]:
-    size = piece.parameter.shape[0]
-    if size <= first:
-        yield piece
-        return
-    start, stop = 0, first
-    while start < size:
-        part = slice(start, stop)
+def _cut(piece: Piece, size: int) -> Iterator[Piece]:
+    """Pieces of at most ``size`` matrices."""
+    for start in range(0, piece.parameter.shape[0], size):
+        part = slice(start, start + size)
         yield Piece(
             name=piece.name,
             parameter=piece.parameter[part],
@@ -87,7 +77,6 @@ def _cut(piece: Piece, first: int, rest: int) -> Iterator[Piece]:
             second_moment=None if piece.second_moment is None else piece.second_moment[part],
             active=None if piece.active is None else piece.active[part],
         )
-        start, stop = stop, min(stop + rest, size)
 
 
 def update_batch(
@@ -97,23 +86,25 @@ def update_batch(
     first = batch[0].parameter
     m, n = first.shape[1:]
     master = torch.promote_types(first.dtype, torch.float32)
-    size = sum(piece.parameter.shape[0] for piece in batch)
-    update = workspace.take("update", (size, m, n), master, first.device)
-    slots = update.split([piece.parameter.shape[0] for piece in batch])
-
-    for piece, slot in zip(batch, slots, strict=True):
+    sizes = [piece.parameter.shape[0] for piece in batch]
+    update = workspace.take("update", (sum(sizes), m, n), master, first.device)
+    for piece, slot in zip(batch, update.split(sizes), strict=True):
         _accumulate(piece, slot, options["momentum"], options["nesterov"])
-    if options["second_moment"] == "adamuon":
-        update.sign_()  # 2507.11005: orthogonalise the signs
-    if options["row_equilibration"]:  # 2603.28254, variant R
-        row_norms = torch.linalg.vector_norm(update, dim=2, keepdim=True)
-        update.div_(row_norms.masked_fill_(row_norms == 0, 1.0))
+        if options["second_moment"] == "adamuon":
+            slot.sign_()  # 2507.11005: orthogonalise the signs
+        if options["row_equilibration"]:  # 2603.28254, variant R
+            row_norms = torch.linalg.vector_norm(slot, dim=2, keepdim=True)
+            slot.div_(row_norms.masked_fill_(row_norms == 0, 1.0))
+        if options["schedule"] != "none":
+            normalise_(slot)
     if collector is not None:
         collector.before(update)
-    _orthogonalise_(update, options, workspace)
+    direction = _orthogonalise(update, options, workspace)
 
     scale = update_scale(options["scale"], m, n)
-    for piece, slot in zip(batch, slots, strict=True):
+    slots = zip(update.split(sizes), direction.split(sizes), strict=True)
+    for piece, (slot, result) in zip(batch, slots, strict=True):
+        slot.copy_(result)
         if piece.second_moment is not None:
             _adapt_(slot, piece, options)
         if piece.active is not None:
@@ -125,29 +116,29 @@ def update_batch(
 
 def _accumulate(piece: Piece, out: Tensor, momentum: float, nesterov: bool) -> None:
     """M ← μM + (1 − μ)G, and G + μ(M − G) (Nesterov) or M into ``out``."""
-    gradient, buffer = piece.gradient, piece.momentum
-    if piece.active is None:
-        buffer.lerp_(gradient, 1 - momentum)
-    else:  # a weight of 0 leaves the momentum of an idle matrix as it is
-        buffer.lerp_(gradient, ((1 - momentum) * piece.active).to(buffer.dtype).expand_as(buffer))
-    if not nesterov:
-        out.copy_(buffer)
-    elif gradient.dtype == out.dtype:
-        torch.lerp(gradient, buffer, momentum, out=out)
-    else:
-        out.copy_(gradient).lerp_(buffer.to(out.dtype), momentum)
+    weight: float | Tensor = 1 - momentum
+    if piece.active is not None:  # a weight of 0 leaves the momentum of an idle matrix as it is
+        weight = (weight * piece.active).to(piece.momentum.dtype)
+    rows = max(1, PASS_ELEMENTS // (out.shape[0] * out.shape[2]))
+    parts = (tensor.split(rows, dim=1) for tensor in (piece.gradient, piece.momentum, out))
+    for gradient, buffer, target in zip(*parts, strict=True):
+        buffer.lerp_(gradient, weight)
+        if not nesterov:
+            target.copy_(buffer)
+        elif gradient.dtype == target.dtype:
+            torch.lerp(gradient, buffer, momentum, out=target)
+        else:
+            target.copy_(gradient).lerp_(buffer.to(target.dtype), momentum)
 
 
-def _orthogonalise_(update: Tensor, options: dict[str, Any], workspace: Workspace) -> None:
+def _orthogonalise(update: Tensor, options: dict[str, Any], workspace: Workspace) -> Tensor:
     schedule = options["schedule"]
     if schedule == "none":
-        return
-    normalise_(update)
+        return update
     if schedule == "svd":
-        update.copy_(svd_polar(update))
-        return
+        return svd_polar(update)
     dtype = work_dtype(options["dtype"], update)
-    update.copy_(polar_iterations(update, resolve_schedule(schedule), dtype, workspace))
+    return polar_iterations(update, resolve_schedule(schedule), dtype, workspace)
 
 
 def _adapt_(update: Tensor, piece: Piece, options: dict[str, Any]) -> None:
