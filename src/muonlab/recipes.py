@@ -57,7 +57,7 @@ def small() -> RunConfig:
             attention=MHSAConfig(num_heads=4),
             ffn=MoEConfig(hidden_dim=352, num_experts=8, top_k=2, gated=True),
         ),
-        optimizer=MuonConfig(lr=6e-3),
+        optimizer=MuonConfig(lr=0.012),  # results/small-learning-rate
         train=TrainConfig(steps=600, batch_size=16, sequence_length=256, evaluate_every=50),
     )
 
@@ -69,7 +69,7 @@ def small_adamw() -> RunConfig:
         name=config.name,
         variant="adamw",
         model=config.model,
-        optimizer=AdamWConfig(lr=4e-3),
+        optimizer=AdamWConfig(lr=0.004),  # results/small-learning-rate
         train=config.train,
     )
 

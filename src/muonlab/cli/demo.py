@@ -25,8 +25,9 @@ INTRODUCTION = (
     "Two Mixture-of-Experts language models of the same shape, trained on the same batches in the "
     "same order from the same initial weights with the same schedule. One has Muon for its hidden "
     "matrices and AdamW for the rest, the other AdamW for everything. Each learning rate is the "
-    "best of five, chosen on the validation split with another seed. One pair of runs is an "
-    "illustration, not a measurement: it has no confidence interval."
+    "best of three a factor of two apart, chosen on the validation split with another seed, and not "
+    "the largest or smallest of its three. One pair of runs is an illustration, not a measurement: "
+    "it has no confidence interval."
 )
 
 
@@ -35,7 +36,7 @@ def demo(
     data: Annotated[
         Path | None, tyro.conf.arg(help="your own text: a file or a directory of .txt")
     ] = None,
-    steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 400,
+    steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 300,
     runs_dir: RunsDir = RUNS_DIR,
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
