@@ -25,8 +25,8 @@ INTRODUCTION = (
     "Two Mixture-of-Experts language models of the same shape, trained on the same batches in the "
     "same order from the same initial weights with the same schedule. One has Muon for its hidden "
     "matrices and AdamW for the rest, the other AdamW for everything. Each learning rate is the "
-    "best of three a factor of two apart, chosen on the validation split with another seed, and not "
-    "the largest or smallest of its three. One pair of runs is an illustration, not a measurement: "
+    "best of three a factor of two apart, chosen on the validation split with another seed, and "
+    "lies between the other two. One pair of runs is an illustration, not a measurement: "
     "it has no confidence interval."
 )
 
