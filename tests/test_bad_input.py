@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import (
+from tiny_runs import (
     TINY,
     Capture,
     Train,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MakeConfig
+from tiny_runs import MakeConfig
 
 from muonlab.config import override
 from muonlab.data import SplitName, TokenData

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import (
+from tiny_runs import (
     TINY,
     assert_same_end,
     directories,

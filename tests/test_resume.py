@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
+from tiny_runs import (
     EVERYTHING_RANDOM,
     Killed,
     MakeConfig,

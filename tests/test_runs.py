@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import Killed
+from tiny_runs import Killed
 from torch import nn
 
 from muonlab.config import RunConfig, from_json, replace, to_json

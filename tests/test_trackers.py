@@ -4,7 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import (
+from tiny_runs import (
     Killed,
     MakeConfig,
     die_before_step,

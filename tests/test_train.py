@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
+from tiny_runs import (
     EVERYTHING_RANDOM,
     MakeConfig,
     assert_same,
