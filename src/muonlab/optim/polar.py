@@ -62,12 +62,10 @@ def orthogonalise(
     master = torch.promote_types(matrices.dtype, torch.float32)
     batch = matrices.reshape(-1, *matrices.shape[-2:]).to(master, copy=True)
     if schedule == "svd":
-        out = svd_polar(batch)
+        out = svd_polar(normalise_(batch))
     else:
-        normalise_(batch)
-        out = polar_iterations(
-            batch, resolve_schedule(schedule), work_dtype(dtype, batch), Workspace()
-        )
+        steps = resolve_schedule(schedule)
+        out = polar_factors(batch, steps, work_dtype(dtype, batch), Workspace())
     return out.to(matrices.dtype).reshape(matrices.shape)
 
 
@@ -91,23 +89,11 @@ def _has_bf16_matrix_units(device: torch.device) -> bool:
 
 
 def normalise_(matrices: Tensor) -> Tensor:
-    """Divide each of (B, m, n) by its Frobenius norm in place; returns the norms, (B, 1, 1).
-
-    Zero matrices stay zero. Values whose squares would leave the range are first divided by the
-    largest, so that the result does not depend on the scale of the input.
-    """
-    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    tiny = torch.finfo(matrices.dtype).tiny ** 0.5 * 1e6
-    if bool(((norms > tiny) & (norms < 1 / tiny)).all()):
-        matrices.div_(norms)
-        return norms
+    """Divide each of (B, m, n) by its Frobenius norm in place, whatever its scale; 0 stays 0."""
     largest = matrices.abs().amax(dim=(1, 2), keepdim=True)
-    largest.masked_fill_(largest == 0, 1.0)
-    matrices.div_(largest)
+    matrices.div_(largest.masked_fill_(largest == 0, 1.0))  # now the squares are in range
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    norms.masked_fill_(norms == 0, 1.0)
-    matrices.div_(norms)
-    return norms.mul_(largest)
+    return matrices.div_(norms.masked_fill_(norms == 0, 1.0))
 
 
 def svd_polar(matrices: Tensor) -> Tensor:
@@ -144,22 +130,25 @@ def step_flops(block_shapes: Iterable[tuple[int, int, int]], schedule: Any) -> i
     return sum(batch * polar_flops(num_steps, m, n) for batch, m, n in block_shapes)
 
 
-def polar_iterations(
-    normalised: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
+def polar_factors(
+    matrices: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
 ) -> Tensor:
-    """Apply ``schedule`` to the singular values of (B, m, n) of Frobenius norm ≤ 1.
+    """Apply ``schedule`` to the singular values of (B, m, n) of any scale, over their norm.
 
-    Returns a tensor of ``dtype`` that lives in ``workspace``; the input is left unchanged. In half
-    precision, matrices of low effective rank are computed in the input's precision instead.
+    Returns a tensor of ``dtype`` that lives in ``workspace``; the input is left unchanged. What
+    `polar_iterations` cannot do reliably is normalised first, and done in the input's precision.
     """
-    out, effective_rank = _iterate(normalised, schedule, dtype, workspace)
-    if dtype.itemsize < 4:
-        low_rank = effective_rank < LOW_RANK
-        if bool(low_rank.any()):
-            _, m, n = normalised.shape
-            for index in low_rank.nonzero().squeeze(1).split(max(1, PASS_ELEMENTS // (m * n))):
-                exact, _ = _iterate(normalised[index], schedule, normalised.dtype, workspace)
-                out[index] = exact.to(dtype)
+    if dtype == torch.float16:  # its range is too small for squares of raw gradients
+        matrices = normalise_(matrices.clone())
+    out, reliable = polar_iterations(matrices, schedule, dtype, workspace)
+    if bool(reliable.all()):
+        return out
+    unreliable = ~reliable & (matrices.abs().amax(dim=(1, 2)) > 0)
+    spare = Workspace() if dtype == matrices.dtype else workspace
+    _, m, n = matrices.shape
+    for index in unreliable.nonzero().squeeze(1).split(max(1, PASS_ELEMENTS // (m * n))):
+        exact, _ = polar_iterations(normalise_(matrices[index]), schedule, matrices.dtype, spare)
+        out[index] = exact.to(dtype)
     return out
 
 
@@ -175,25 +164,34 @@ def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: t
     return max(1, available // (m * n * (master.itemsize + 6 * work.itemsize)))
 
 
-def _iterate(
-    normalised: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
+def polar_iterations(
+    matrices: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
 ) -> tuple[Tensor, Tensor]:
-    batch, m, n = normalised.shape
-    k, wide, device = min(m, n), m <= n, normalised.device
+    """`polar_factors`, and of which of the B matrices they are to be relied on (bool).
+
+    Not on those whose squares leave the range of fp32 nor, in half precision, on those of low
+    effective rank. Zero matrices stay zero. Never waits for the device.
+    """
+    batch, m, n = matrices.shape
+    k, wide, device = min(m, n), m <= n, matrices.device
 
     def take(name: str, *shape: int) -> Tensor:
         return workspace.take(name, (batch, *shape), dtype, device)
 
     x, y = take("x", m, n), take("y", m, n)
     r, p, q, w = (take(name, k, k) for name in "rpqw")
-    x.copy_(normalised)
-    effective_rank = torch.empty(0)
+    x.copy_(matrices)
+    reliable = norm = torch.empty(0)
     step = 0
     for length in segments(len(schedule), m, n):
         torch.bmm(x, x.mT, out=r) if wide else torch.bmm(x.mT, x, out=r)
+        if step == 0:
+            norm, reliable = _normalise_gram_(r)
         for position in range(length):
             if step == 0:
                 effective_rank = _first_polynomial(r, schedule[step], p)
+                if dtype.itemsize < 4:
+                    reliable &= effective_rank >= LOW_RANK
             else:
                 shifted = r if position == length - 1 else w.copy_(r)  # R is needed again, or not
                 _polynomial(shifted, schedule[step], p)
@@ -208,9 +206,22 @@ def _iterate(
                 torch.bmm(r, factor, out=w)
                 torch.bmm(factor, w, out=r)
             step += 1
+        if step == length:  # the first segment began from R / ‖X‖², but from X itself
+            q.div_(norm)
         torch.bmm(q, x, out=y) if wide else torch.bmm(x, q, out=y)
         x, y = y, x
-    return x, effective_rank
+    return x, reliable
+
+
+def _normalise_gram_(r: Tensor) -> tuple[Tensor, Tensor]:
+    """R ← R / ‖X‖² from its trace; returns ‖X‖ as (B, 1, 1), and (B,) whether it is in range."""
+    master = torch.promote_types(r.dtype, torch.float32)
+    squares = r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=master)
+    smallest = max(1e-20, torch.finfo(r.dtype).tiny)
+    reliable = (squares > smallest) & (squares < 1 / smallest)
+    squares = squares.clamp(smallest, 1 / smallest).to(r.dtype).view(-1, 1, 1)
+    r.div_(squares)
+    return squares.to(master).sqrt().to(r.dtype), reliable
 
 
 def _first_polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> Tensor:

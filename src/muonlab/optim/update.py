@@ -18,7 +18,7 @@ from muonlab.optim.polar import (
     Workspace,
     matrices_within,
     normalise_,
-    polar_iterations,
+    polar_factors,
     svd_polar,
     work_dtype,
 )
@@ -67,6 +67,9 @@ def batches(pieces: Iterable[Piece], max_bytes: int, work_name: str) -> Iterator
 
 def _cut(piece: Piece, size: int) -> Iterator[Piece]:
     """Pieces of at most ``size`` matrices."""
+    if piece.parameter.shape[0] <= size:
+        yield piece
+        return
     for start in range(0, piece.parameter.shape[0], size):
         part = slice(start, start + size)
         yield Piece(
@@ -95,8 +98,6 @@ def update_batch(
         if options["row_equilibration"]:  # 2603.28254, variant R
             row_norms = torch.linalg.vector_norm(slot, dim=2, keepdim=True)
             slot.div_(row_norms.masked_fill_(row_norms == 0, 1.0))
-        if options["schedule"] != "none":
-            normalise_(slot)
     if collector is not None:
         collector.before(update)
     direction = _orthogonalise(update, options, workspace)
@@ -136,9 +137,9 @@ def _orthogonalise(update: Tensor, options: dict[str, Any], workspace: Workspace
     if schedule == "none":
         return update
     if schedule == "svd":
-        return svd_polar(update)
+        return svd_polar(normalise_(update))
     dtype = work_dtype(options["dtype"], update)
-    return polar_iterations(update, resolve_schedule(schedule), dtype, workspace)
+    return polar_factors(update, resolve_schedule(schedule), dtype, workspace)
 
 
 def _adapt_(update: Tensor, piece: Piece, options: dict[str, Any]) -> None:
