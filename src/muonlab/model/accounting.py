@@ -122,7 +122,7 @@ def _activation_bytes(config: ModelConfig, batch: int, length: int, bytes_per_va
         values += 3 * num_tokens * dim  # both norms' inputs, attention's input
         values += config.attention.kept_values(dim, batch, length)
         values += config.ffn.kept_values(dim, num_tokens, layer)
-        copies += config.attention.num_parameters(dim) + config.ffn.num_parameters(dim, layer)
+        copies += config.attention.num_parameters(dim) + config.ffn.kept_weights(dim, layer)
     if bytes_per_value < MASTER_BYTES:
         values += copies  # the weights in the compute precision
     head_gradient = MASTER_BYTES * config.vocab_size * dim

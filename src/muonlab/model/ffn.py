@@ -65,6 +65,10 @@ class DenseConfig:
         """Forward FLOPs of the matrix products."""
         return 2 * self.num_parameters(dim, layer)
 
+    def kept_weights(self, dim: int, layer: int) -> int:
+        """Weights of which the backward pass keeps a copy in the compute precision."""
+        return self.num_parameters(dim, layer)
+
     def kept_values(self, dim: int, num_tokens: int, layer: int) -> int:
         """Values that the backward pass keeps of one layer."""
         return num_tokens * (dim + self.hidden_dim * (4 if self.gated else 2))

@@ -66,7 +66,10 @@ def combine(rows: Tensor, gates: Tensor, slots: Slots) -> Tensor:
 
 
 def grouped_linear(x: Tensor, weight: Tensor, slots: Slots) -> Tensor:
-    """``x[rows of e] @ weight[e]ᵀ`` for every expert: (S, D), (E, F, D) -> (S, F)."""
+    """``x[rows of e] @ weight[e]ᵀ`` for every expert: (S, D), (E, F, D) -> (S, F).
+
+    Multiplied in the dtype of ``x``; the gradient of ``weight`` has the dtype of ``weight``.
+    """
     if x.is_cuda:
         return grouped_linear_fused(x, weight, slots)
     return _GroupedLinear.apply(x, weight, slots.ends.tolist())
@@ -74,7 +77,7 @@ def grouped_linear(x: Tensor, weight: Tensor, slots: Slots) -> Tensor:
 
 def grouped_linear_fused(x: Tensor, weight: Tensor, slots: Slots) -> Tensor:
     """The same through torch's grouped kernel: one launch for all experts on a GPU."""
-    return torch.nn.functional.grouped_mm(x, weight.mT, offs=slots.ends)
+    return torch.nn.functional.grouped_mm(x, weight.to(x.dtype).mT, offs=slots.ends)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -126,6 +129,9 @@ class _Combine(torch.autograd.Function):
 
 
 class _GroupedLinear(torch.autograd.Function):
+    """Casts one expert's weight at a time, forward and backward, so that its copy in the compute
+    precision stays in cache and is never kept; its gradient is cast back the same way."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -137,7 +143,7 @@ class _GroupedLinear(torch.autograd.Function):
             if rows.stop - rows.start < FEW_ROWS:
                 out[rows] = linear(x[rows], weight[expert])
             else:
-                torch.mm(x[rows], weight[expert].T, out=out[rows])
+                torch.mm(x[rows], weight[expert].to(x.dtype).T, out=out[rows])
         return out
 
     @staticmethod
@@ -147,13 +153,15 @@ class _GroupedLinear(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = torch.empty_like(x)
         grad_weight = torch.empty_like(weight)
+        product = x.new_empty(weight.shape[1:])
         for expert, rows in _rows_of_experts(ctx.ends):
             if rows.start == rows.stop:
                 grad_weight[expert].zero_()
                 continue
-            torch.mm(grad[rows], weight[expert], out=grad_x[rows])
+            torch.mm(grad[rows], weight[expert].to(x.dtype), out=grad_x[rows])
             # written transposed: oneDNN's faster orientation of this product
-            torch.mm(x[rows].T, grad[rows], out=grad_weight[expert].T)
+            torch.mm(x[rows].T, grad[rows], out=product.T)
+            grad_weight[expert].copy_(product)
         return grad_x, grad_weight, None
 
 

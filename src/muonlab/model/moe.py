@@ -100,6 +100,12 @@ class MoEConfig:
         """Forward FLOPs of the matrix products."""
         return 2 * self.num_active_parameters(dim, layer)
 
+    def kept_weights(self, dim: int, layer: int) -> int:
+        """Weights of which a copy in the compute precision is kept: not those of routed experts."""
+        if not self.is_moe_layer(layer):
+            return self.num_parameters(dim, layer)
+        return self.num_shared_experts * self._expert_parameters(dim)
+
     def kept_values(self, dim: int, num_tokens: int, layer: int) -> int:
         """Values that the backward pass keeps of one layer, at even expert load."""
         hidden = self.hidden_dim * (4 if self.gated else 2)
@@ -176,10 +182,9 @@ class MoE(nn.Module):
         """The experts' outputs (N, D), weighted by ``gates`` (N, K), and the shared ones'."""
         config = self.config
         slots = assign_slots(experts, config.num_experts)
-        expand, contract = self.expand.to(tokens.dtype), self.out.to(tokens.dtype)
-        hidden = grouped_linear(dispatch(tokens, slots), expand, slots)  # (S, F)
+        hidden = grouped_linear(dispatch(tokens, slots), self.expand, slots)  # (S, F)
         hidden = self.dropout(activate(hidden, config.activation, config.gated))
-        out = combine(grouped_linear(hidden, contract, slots), gates, slots)
+        out = combine(grouped_linear(hidden, self.out, slots), gates, slots)
         return out if self.shared is None else out + self.shared(tokens)
 
     def _mix_one(self, token: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
