@@ -30,6 +30,7 @@ from muonlab.optim.config import AdamWConfig
 from muonlab.train import clip_gradients
 
 LEARNING_RATE = 1e-3
+WARMUP = 6  # rounds until expert loads, and so the kernels built for their shapes, settle
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +235,7 @@ def candidates(shape: Shape) -> dict[str, Callable[[], None]]:
 def report(size: str, shape: Shape, rounds: int) -> None:
     machine.keep_freed_memory()
     rates = machine.measure_rates()
-    timings = interleave(candidates(shape), rounds=rounds)
+    timings = interleave(candidates(shape), rounds=rounds, warmup=WARMUP)
     num_tokens = shape.batch * shape.length
     costs = account(shape.config(gated=False), length=shape.length)
     flops = costs.forward_flops + costs.backward_flops
