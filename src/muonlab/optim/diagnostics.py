@@ -21,10 +21,15 @@ class Collector:
         self._bands: list[tuple[float, float]] = []
         self._alignments: list[Tensor] = []
         self._blocks: dict[str, list[Tensor]] = {}
-        self._sample = True
+        self._sampled_shapes: set[tuple[int, ...]] = set()
+        self._sample = False
 
     def before(self, update: Tensor) -> None:
-        """The (B, m, n) input of the orthogonalisation; the first matrix is the sample."""
+        """The (B, m, n) input of the orthogonalisation; a shape's first matrix is its sample."""
+        shape = tuple(update.shape[1:])
+        if shape in self._sampled_shapes:
+            return
+        self._sampled_shapes.add(shape)
         sigma = _singular_values(update[0])
         if sigma[-1] > 0:
             self._stable_ranks.append((sigma / sigma[-1]).square().sum().item())
@@ -52,7 +57,7 @@ class Collector:
             self._sample = False
 
     def summary(self) -> dict[str, float]:
-        """Flat metrics; σ band and stable rank are those of one sampled matrix a batch."""
+        """Flat metrics; σ band and stable rank are those of one sampled matrix a shape."""
         if not self._num_matrices:
             return {}
         metrics = {
