@@ -1,4 +1,7 @@
-"""Training throughput: one optimizer step of muonlab against two peers, interleaved.
+"""Training throughput: one optimizer step of muonlab against two peers, taking turns.
+
+Each candidate has a process of its own, because how memory is allocated is a property of a process
+and part of what is compared.
 
 (a) `PlainModel`: what one writes first. Eager, autocast, experts sorted and looped over, full fp32
     logits, torch's default AdamW, glibc's default allocator.
@@ -7,10 +10,11 @@
     python -m benchmarks.train_step [--size small|p2] [--rounds 20]
 """
 
-import ctypes
 import dataclasses
+import multiprocessing
 import resource
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Annotated, Literal
 
 import torch
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 
 from muonlab import machine
 from muonlab.bench.interleave import interleave, paired_ratio
-from muonlab.model import LanguageModel, ModelConfig
+from muonlab.model import ModelConfig
 from muonlab.model.accounting import account
 from muonlab.model.attention import MHSAConfig
 from muonlab.model.moe import MoEConfig
@@ -176,97 +180,126 @@ def mixtral(shape: Shape) -> nn.Module:
     )
 
 
-def use_default_allocator() -> None:
-    """glibc's own steady state: what its dynamic thresholds grow to in a process like this."""
-    libc = ctypes.CDLL(None)
-    for option, value in ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20), (-2, 128 << 10)):
-        libc.mallopt(option, value)
-    libc.malloc_trim(0)
-
-
-def candidates(shape: Shape) -> dict[str, Callable[[], None]]:
-    """Every candidate's full step: forward, backward, clip, AdamW."""
+def batch_of(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T). Zipf-like: router and embedding see realistic repetition."""
     torch.manual_seed(0)
-    # Zipf-like tokens, so that the router and the embedding see realistic repetition
     frequency = 1 / torch.arange(1, shape.vocab + 1)
     batch = frequency.expand(shape.batch, -1).multinomial(shape.length + 1, replacement=True)
-    tokens, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
-    steps: dict[str, Callable[[], None]] = {}
+    return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
-    def add_ours(name: str, gated: bool) -> None:
-        model: LanguageModel = shape.config(gated).build(seed=0)
-        model.compute_dtype = machine.resolve_dtype("auto", torch.device("cpu"))
-        optimizer = AdamWConfig(lr=LEARNING_RATE).build(model)
 
-        def step() -> None:
-            machine.keep_freed_memory()
-            model(tokens, targets).loss.backward()
-            clip_gradients(optimizer, 1.0)
-            optimizer.step()
-            model.update_balance()
-            optimizer.zero_grad()
+def our_step(shape: Shape, gated: bool) -> Callable[[], None]:
+    machine.keep_freed_memory()
+    tokens, targets = batch_of(shape)
+    model = shape.config(gated).build(seed=0)
+    model.compute_dtype = machine.resolve_dtype("auto", torch.device("cpu"))
+    optimizer = AdamWConfig(lr=LEARNING_RATE).build(model)
 
-        steps[name] = step
+    def step() -> None:
+        model(tokens, targets).loss.backward()
+        clip_gradients(optimizer, 1.0)
+        optimizer.step()
+        model.update_balance()
+        optimizer.zero_grad()
 
-    def add_peer(name: str, model: nn.Module, loss_of: Callable[[], Tensor]) -> None:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    return step
 
-        def step() -> None:
-            use_default_allocator()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_of()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
 
-        steps[name] = step
+def peer_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
-    add_ours("muonlab", gated=False)
-    plain = PlainModel(shape, gated=False)
-    add_peer("(a) plain", plain, lambda: plain(tokens, targets))
-    add_ours("muonlab, SwiGLU", gated=True)
-    hub = mixtral(shape)
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def plain_step(shape: Shape) -> Callable[[], None]:
+    tokens, targets = batch_of(shape)
+    model = PlainModel(shape, gated=False)
+    return peer_step(model, lambda: model(tokens, targets))
+
+
+def mixtral_step(shape: Shape) -> Callable[[], None]:
+    tokens, _ = batch_of(shape)
+    model = mixtral(shape)
     # transformers shifts the labels itself
-    add_peer("(b) Mixtral", hub, lambda: hub(input_ids=tokens, labels=tokens).loss)
-    return steps
+    return peer_step(model, lambda: model(input_ids=tokens, labels=tokens).loss)
+
+
+CANDIDATES: dict[str, Callable[[Shape], Callable[[], None]]] = {
+    "muonlab": lambda shape: our_step(shape, gated=False),
+    "(a) plain": plain_step,
+    "muonlab, SwiGLU": lambda shape: our_step(shape, gated=True),
+    "(b) Mixtral": mixtral_step,
+}
+OURS = {"(a) plain": "muonlab", "(b) Mixtral": "muonlab, SwiGLU"}
+
+
+class Worker:
+    """One candidate in a process of its own, since the allocator's settings are a process's.
+
+    Calling it takes one step; the others wait meanwhile.
+    """
+
+    def __init__(self, size: str, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(size, name, other), daemon=True)
+        self.process.start()
+        self.pipe.recv()  # built
+
+    def __call__(self) -> int:
+        """Returns the peak resident bytes so far."""
+        self.pipe.send(None)
+        return self.pipe.recv()
+
+
+def _serve(size: str, name: str, pipe: Connection) -> None:
+    step = CANDIDATES[name](SHAPES[size])
+    pipe.send(0)
+    while True:
+        pipe.recv()
+        step()
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def report(size: str, shape: Shape, rounds: int) -> None:
-    machine.keep_freed_memory()
     rates = machine.measure_rates()
-    timings = interleave(candidates(shape), rounds=rounds, warmup=WARMUP)
+    workers = {name: Worker(size, name) for name in CANDIDATES}
+    timings = interleave(workers, rounds=rounds, warmup=WARMUP)
+    peaks = {name: worker() for name, worker in workers.items()}
+    for worker in workers.values():
+        worker.process.terminate()
     num_tokens = shape.batch * shape.length
     costs = account(shape.config(gated=False), length=shape.length)
     flops = costs.forward_flops + costs.backward_flops
-    table = Table(title=f"{size}: {num_tokens} tokens a step, AdamW, {rounds} interleaved rounds")
-    for column in ("candidate", "ms/step", "tokens/s", "share of bf16 GEMM rate", "ours is faster"):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
-    ours = {"(a) plain": "muonlab", "(b) Mixtral": "muonlab, SwiGLU"}
+    title = f"{size}: {num_tokens} tokens a step, AdamW, {rounds} interleaved rounds"
+    table = Table("candidate", title=title)
+    for column in ("ms/step", "tokens/s", "of GEMM rate", "peak memory, MB", "ours is faster"):
+        table.add_column(column, justify="right")
     for name, timing in timings.items():
         share = flops * num_tokens / timing.median / rates.bf16_flops
-        ratio = f"{paired_ratio(timing, timings[ours[name]]):.2f} x" if name in ours else ""
+        ratio = f"{paired_ratio(timing, timings[OURS[name]]):.2f} x" if name in OURS else ""
         table.add_row(
             name,
             f"{1e3 * timing.median:.0f}",
             f"{num_tokens / timing.median:,.0f}",
             f"{share:.0%}",
+            f"{peaks[name] / 1e6:,.0f}",
             ratio,
         )
     console = Console(width=100)
     console.print(table)
     console.print(
-        f"bf16 GEMM rate {rates.bf16_flops / 1e9:.0f} GFLOP/s, "
+        f"bf16 GEMM rate {rates.bf16_flops / 1e9:.0f} GFLOP/s (one 1024-cube), "
         f"model work {flops * num_tokens / 1e9:.0f} GFLOP a step"
     )
-
-
-def peak_memory(size: Literal["small", "p2"], candidate: str, steps: int = 3) -> int:
-    """Peak resident bytes of this process after a few steps of one candidate alone."""
-    step = candidates(SHAPES[size])[candidate]
-    for _ in range(steps):
-        step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(

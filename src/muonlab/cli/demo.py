@@ -65,9 +65,9 @@ def demo(
         introduction=INTRODUCTION,
         samples=samples,
     )
-    frame = comparison_table(directories)
-    table = Table(*frame.columns, title="same data, same start, same budget")
-    for row in frame.itertuples(index=False):
+    frame = comparison_table(directories).set_index("Arm").T  # a row a figure fits 80 columns
+    table = Table("", *frame.columns, title="same data, same start, same budget")
+    for row in frame.itertuples():
         table.add_row(*map(str, row))
     console.print(table)
     for variant, texts in samples.items():
