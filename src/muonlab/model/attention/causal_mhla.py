@@ -29,7 +29,7 @@ from muonlab.model.attention.latents import (
     means_of_earlier,
     sum_of_earlier,
 )
-from muonlab.model.attention.rotary import Rotary
+from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.cache import Chunk
 from muonlab.model.layers import Linear
 
@@ -59,11 +59,7 @@ class CausalMHLAConfig:
 
     def width_of_head(self, dim: int) -> int:
         """Head width at model width ``dim``; raises ValueError if the heads do not fit."""
-        if dim % self.num_heads or (dim // self.num_heads) % 2:
-            raise ValueError(
-                f"num_heads is {self.num_heads}; model width {dim} must be an even multiple of it"
-            )
-        return dim // self.num_heads
+        return rotary_head_dim(dim, self.num_heads)
 
     def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "CausalMHLA":
         return CausalMHLA(self, dim, norm_eps, dropout)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from muonlab.model.attention.rotary import Rotary
+from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.cache import Chunk, LayerState
 from muonlab.model.layers import Linear
 
@@ -49,11 +49,7 @@ class MHLAConfig:
 
     def width_of_head(self, dim: int) -> int:
         """Head width at model width ``dim``; raises ValueError if the heads do not fit."""
-        if dim % self.num_heads or (dim // self.num_heads) % 2:
-            raise ValueError(
-                f"num_heads is {self.num_heads}; model width {dim} must be an even multiple of it"
-            )
-        return dim // self.num_heads
+        return rotary_head_dim(dim, self.num_heads)
 
     def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "MHLA":
         warnings.warn(NOT_CAUSAL, stacklevel=2)

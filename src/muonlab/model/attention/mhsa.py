@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from muonlab.model.attention.rotary import Rotary
+from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.attention.softmax import (
     cached_attention,
     causal_attention,
@@ -56,11 +56,7 @@ class MHSAConfig:
         """Head width at model width ``dim``; raises ValueError if the heads do not fit."""
         if self.head_dim is not None:
             return self.head_dim
-        if dim % self.num_heads or (dim // self.num_heads) % 2:
-            raise ValueError(
-                f"num_heads is {self.num_heads}; model width {dim} must be an even multiple of it"
-            )
-        return dim // self.num_heads
+        return rotary_head_dim(dim, self.num_heads)
 
     def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "MHSA":
         return MHSA(self, dim, max_length, norm_eps, dropout)

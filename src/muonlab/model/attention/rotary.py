@@ -8,6 +8,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
+def rotary_head_dim(dim: int, num_heads: int) -> int:
+    """The width of a head; raises ValueError unless the heads fit ``dim`` and are of even width."""
+    if dim % num_heads or (dim // num_heads) % 2:
+        raise ValueError(
+            f"num_heads is {num_heads}; model width {dim} must be an even multiple of it"
+        )
+    return dim // num_heads
+
+
 class Rotary(nn.Module):
     """Rotates queries and keys by their position; holds the tables for ``max_length`` tokens."""
 
