@@ -1,6 +1,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from tiny_runs import (
     train_in,
 )
 
-from muonlab.config import replace
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
 from muonlab.runs import RunBusyError, RunDirectory, RunError

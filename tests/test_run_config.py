@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -16,7 +17,6 @@ from muonlab.config import (
     from_dict,
     from_json,
     override,
-    replace,
     stream_seed,
     to_dict,
     to_json,

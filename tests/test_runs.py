@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from tiny_runs import Killed
 from torch import nn
 
-from muonlab.config import RunConfig, from_json, replace, to_json
+from muonlab.config import RunConfig, from_json, to_json
 from muonlab.optim import Muon
 from muonlab.recipes import nano
 from muonlab.runs import (

@@ -189,11 +189,6 @@ def override(config: RunConfig, overrides: list[str]) -> RunConfig:
     return from_dict(values)
 
 
-def replace(config: RunConfig, **changes: Any) -> RunConfig:
-    """A copy with other top-level parts."""
-    return dataclasses.replace(config, **changes)
-
-
 def stream_seed(seed: int, *stream: str | int) -> int:
     """The seed of an independent random stream, such as ``stream_seed(0, "dropout", step)``."""
     digest = hashlib.sha256("/".join(map(str, (seed, *stream))).encode()).digest()

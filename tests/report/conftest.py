@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from muonlab.config import replace
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
 
