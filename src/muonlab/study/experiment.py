@@ -1,0 +1,191 @@
+"""What an experiment is: a question, the arms whose runs answer it, and how they are compared.
+
+An experiment is a value. It is made by a committed function of the scale alone, so a published
+number has no hyper-parameter flags behind it. Nothing here trains.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+
+from muonlab.config import RunConfig
+
+Scale = Literal["nano", "small", "paper"]
+SCALES: tuple[Scale, ...] = ("nano", "small", "paper")
+Protocol = Literal["as_published", "honest"]
+VerdictName = Literal[
+    "reproduced",
+    "direction only",
+    "refuted",
+    "artefact of the protocol",
+    "not testable at this scale",
+    "inconclusive",
+]
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """A learning-rate-like search: ``space`` maps a config field to its (low, high), log-uniform.
+
+    ``trials`` is the budget, the same for every arm of a comparison. An optimum at an edge extends
+    that side by half the (log) range and adds half as many trials, ``extensions`` times
+    at most. Trials train the arm's own config with ``seed``, which no test run uses, and are ranked
+    by the final value of ``measure``, lowest first.
+    """
+
+    space: Mapping[str, tuple[float, float]]
+    trials: int = 6
+    extensions: int = 2
+    seed: int = 1000
+    measure: str = "val/loss"
+
+    def __post_init__(self) -> None:
+        if not self.space:
+            raise ValueError("search.space is empty; it must name at least one config field")
+        for path, (low, high) in self.space.items():
+            if not 0 < low < high:
+                raise ValueError(
+                    f"search.space {path} is ({low}, {high}); it must be 0 < low < high"
+                )
+        if self.trials < 3:
+            raise ValueError(f"search.trials is {self.trials}; it must be at least 3")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One condition: a whole run but for its seed.
+
+    ``labels`` are the columns that a table shows for it. ``search``: tuned before its test runs.
+    ``tuned_as``: takes the values that another arm's search found, and has none of its own.
+    """
+
+    name: str
+    config: RunConfig
+    protocol: Protocol = "honest"
+    labels: Mapping[str, str | float] = field(default_factory=dict)
+    search: Search | None = None
+    tuned_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"arm {self.name!r}: a name is small letters, digits, '.', '_' or '-'")
+        if self.search and self.tuned_as:
+            raise ValueError(f"arm {self.name}: it has a search and takes {self.tuned_as}'s")
+
+    def run(self, study: str, seed: int) -> RunConfig:
+        """The run of this arm with that seed."""
+        return dataclasses.replace(self.config, name=study, variant=self.name, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """``arm`` minus ``baseline``, paired by seed. ``paper`` is the papers' own difference."""
+
+    arm: str
+    baseline: str
+    measure: str = "val/loss"
+    paper: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperRow:
+    """What a paper reports for an arm: measure → value, in our units."""
+
+    arm: str
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What the runs say of a claim; ``sentence`` says it in words, with our numbers."""
+
+    claim: str
+    verdict: VerdictName
+    sentence: str
+    paper: str = ""
+    ours: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """An experiment made of training runs: every arm with every seed.
+
+    ``judge`` reads the finished runs (a row each: ``arm``, ``seed``, ``protocol``, the labels, and
+    every figure of the run's summary) and returns a verdict per claim. It is called when each arm
+    that it needs may still lack runs, and says so instead of guessing.
+    """
+
+    name: str
+    scale: Scale
+    question: str
+    claims: tuple[str, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    judge: Callable[[pd.DataFrame], list[Verdict]]
+    comparisons: tuple[Comparison, ...] = ()
+    paper: tuple[PaperRow, ...] = ()
+    measures: tuple[str, ...] = ("val/loss", "val/accuracy", "val/perplexity", "train_seconds")
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"study {self.name!r}: a name is small letters, digits, '.', '_', '-'")
+        if not self.arms or not self.seeds:
+            raise ValueError(f"study {self.name} has no arms or no seeds")
+        names = Counter(arm.name for arm in self.arms)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"study {self.name} has two arms named {twice[0]!r}")
+        searches = {arm.name for arm in self.arms if arm.search}
+        for arm in self.arms:
+            if arm.tuned_as and arm.tuned_as not in searches:
+                raise ValueError(f"arm {arm.name}: {arm.tuned_as!r} is no arm with a search")
+            if arm.search and arm.search.seed in self.seeds:
+                raise ValueError(f"arm {arm.name}: tuning seed {arm.search.seed} is a test seed")
+        for comparison in self.comparisons:
+            for name in (comparison.arm, comparison.baseline):
+                if name not in names:
+                    raise ValueError(f"study {self.name} compares {name!r}, which is no arm")
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def fingerprint(self) -> str:
+        """A hash of every run, search and seed that the definition asks for."""
+        facts = [
+            (
+                arm.name,
+                arm.config.fingerprint(),
+                dataclasses.asdict(arm.search) if arm.search else None,
+                arm.tuned_as,
+            )
+            for arm in self.arms
+        ]
+        text = json.dumps([self.scale, facts, self.seeds], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """An experiment that counts or times, and trains nothing.
+
+    ``measure`` returns its rows; ``judge`` reads them.
+    """
+
+    name: str
+    scale: Scale
+    question: str
+    claims: tuple[str, ...]
+    measure: Callable[[], pd.DataFrame]
+    judge: Callable[[pd.DataFrame], list[Verdict]]
+    notes: tuple[str, ...] = ()
+
+
+Experiment = Study | Measurement
