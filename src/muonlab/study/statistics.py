@@ -1,0 +1,220 @@
+"""What runs say of each other: paired differences, equivalence, corrections, trends, contrasts.
+
+Two rules hold everywhere. A diverged run is a loss of +∞: it counts as worse than any finite one
+and is never dropped. A missing value is NaN: its pair is left out, and counted.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Numbers = NDArray[np.float64]
+EQUIVALENCE_MARGIN = 0.01  # nats/token: less is "no effect" here
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A confidence interval; NaN on both sides where there is none."""
+
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """A mean of paired differences with its t interval and two-sided p.
+
+    One pair has no interval and no p (NaN). A diverged run makes the mean infinite: there is no
+    interval then, and p is Wilcoxon's, because ranks need no finite values. ``num_diverged`` and
+    ``num_missing`` count pairs; the missing are not among the ``num_pairs``.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    num_pairs: int
+    num_diverged: int = 0
+    num_missing: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trend:
+    """Kendall's τ with its p (an infinite y is only the largest), and the least-squares slope.
+
+    The slope and its interval are NaN where y is not finite or there are less than three points.
+    """
+
+    tau: float
+    p: float
+    slope: float
+    low: float
+    high: float
+
+
+def pair_differences(first: ArrayLike, second: ArrayLike) -> Numbers:
+    """``first - second`` by position; two diverged runs are equal, a missing one gives NaN."""
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"{a.size} values cannot be paired with {b.size}")
+    both_diverged = np.isposinf(a) & np.isposinf(b)
+    with np.errstate(invalid="ignore"):
+        return np.where(both_diverged, 0.0, a - b)
+
+
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95
+) -> Difference:
+    """Mean of ``first - second`` over pairs, with t interval and p of a paired t test."""
+    return mean_difference(pair_differences(first, second), confidence=confidence)
+
+
+def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Difference:
+    """The same from the differences themselves."""
+    everything = np.asarray(differences, dtype=float)
+    values = everything[~np.isnan(everything)]
+    counts = {
+        "num_pairs": len(values),
+        "num_diverged": int(np.isinf(values).sum()),
+        "num_missing": len(everything) - len(values),
+    }
+    none = {"low": math.nan, "high": math.nan, "p": math.nan}
+    if counts["num_diverged"]:
+        # Both signs at once have no mean; ranks still say which side is worse more often.
+        signs = set(values[np.isinf(values)])
+        mean = signs.pop() if len(signs) == 1 else math.nan
+        p = float(stats.wilcoxon(values)[1]) if len(values) > 1 else math.nan
+        return Difference(mean=mean, **(none | {"p": p}), **counts)
+    if len(values) < 2:
+        return Difference(mean=float(values[0]) if len(values) else math.nan, **none, **counts)
+    mean = float(values.mean())
+    if _is_constant(values):  # figures that do not depend on the seed: no scatter, no test
+        return Difference(mean=mean, low=mean, high=mean, p=float(mean == 0), **counts)
+    test = stats.ttest_1samp(values, 0.0)
+    interval = test.confidence_interval(confidence)  # pyright: ignore[reportAttributeAccessIssue]
+    return Difference(
+        mean=mean,
+        low=float(interval.low),
+        high=float(interval.high),
+        p=float(test[1]),
+        **counts,
+    )
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, confidence: float = 0.95, seed: int = 0, num_resamples: int = 9999
+) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of the mean. Source: Efron 1987.
+
+    None for less than two values or a value that is not finite. With n < 10 it is too narrow, as
+    every bootstrap is: read it beside the t interval, not for it.
+    """
+    sample = np.asarray(values, dtype=float)
+    sample = sample[~np.isnan(sample)]
+    if len(sample) < 2 or not np.isfinite(sample).all():
+        return Interval()
+    if _is_constant(sample):
+        return Interval(low=float(sample[0]), high=float(sample[0]))
+    result = stats.bootstrap(
+        (sample,),
+        np.mean,
+        confidence_level=confidence,
+        n_resamples=num_resamples,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Interval(low=float(low), high=float(high))
+
+
+def holm(p_values: ArrayLike) -> Numbers:
+    """p-values corrected over a table, step-down. Source: Holm 1979.
+
+    NaN (no test was made) stays NaN and does not count as a test.
+    """
+    p = np.asarray(p_values, dtype=float)
+    corrected = np.full(p.shape, math.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return corrected
+
+
+def equivalence_p(differences: ArrayLike, *, margin: float = EQUIVALENCE_MARGIN) -> float:
+    """p of two one-sided t tests: below .05, the mean difference lies within ±``margin``.
+
+    NaN for one pair. A diverged run on one side only is no equivalence: 1. Source: Schuirmann 1987.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin is {margin}; it must be positive")
+    values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
+    if np.isinf(values).any():
+        return 1.0
+    if len(values) < 2:
+        return math.nan
+    if _is_constant(values):
+        return float(abs(values[0]) >= margin)
+    above = stats.ttest_1samp(values, -margin, alternative="greater")[1]
+    below = stats.ttest_1samp(values, margin, alternative="less")[1]
+    return float(max(above, below))
+
+
+def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Interval of a proportion, such as the share of runs that diverged. Source: Wilson 1927."""
+    if trials == 0:
+        return Interval()
+    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return Interval(low=float(interval.low), high=float(interval.high))
+
+
+def trend(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> Trend:
+    """Whether ``y`` rises or falls with ``x``; pass log x where the claim is of factors."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = ~np.isnan(xs) & ~np.isnan(ys)
+    xs, ys = xs[kept], ys[kept]
+    none = {"slope": math.nan, "low": math.nan, "high": math.nan}
+    if len(xs) < 3 or _is_constant(xs):
+        return Trend(tau=math.nan, p=math.nan, **none)
+    tau, p = map(float, stats.kendalltau(xs, ys))
+    if not np.isfinite(ys).all():
+        return Trend(tau=tau, p=p, **none)
+    line = stats.linregress(xs, ys)
+    half = stats.t.ppf((1 + confidence) / 2, len(xs) - 2) * line.stderr  # pyright: ignore[reportAttributeAccessIssue]
+    slope = float(line.slope)  # pyright: ignore[reportAttributeAccessIssue]
+    return Trend(tau=tau, p=p, slope=slope, low=slope - half, high=slope + half)
+
+
+def factorial_effects(
+    costs: Mapping[tuple[int, ...], Sequence[float]], factors: Sequence[str]
+) -> dict[str, Difference]:
+    """Every main effect and interaction of a 2^k factorial on log costs, by "A", "A × B", ….
+
+    ``costs[(0, 1, …)]`` holds one cost a seed, in the same order everywhere. An effect is the mean
+    log cost where the product of its factors' signs is +, less where it is −. Gains multiply where
+    the interactions are 0; exp(effect) is a factor. Source: Box, Hunter & Hunter, ch. 5.
+    """
+    cells = list(itertools.product((0, 1), repeat=len(factors)))
+    if missing := [cell for cell in cells if cell not in costs]:
+        raise ValueError(f"costs lacks {missing[0]} of a 2^{len(factors)} factorial")
+    logs = np.log(np.array([costs[cell] for cell in cells], dtype=float))  # (cells, seeds)
+    signs = 2 * np.array(cells) - 1  # (cells, factors)
+    effects = {}
+    for order in range(1, len(factors) + 1):
+        for chosen in itertools.combinations(range(len(factors)), order):
+            sign = signs[:, chosen].prod(axis=1)
+            high, low = logs[sign > 0].mean(axis=0), logs[sign < 0].mean(axis=0)
+            name = " × ".join(factors[index] for index in chosen)
+            with np.errstate(invalid="ignore"):  # divergence on both sides says nothing: NaN
+                effects[name] = mean_difference(high - low)
+    return effects
+
+
+def _is_constant(values: Numbers) -> bool:
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max(initial=0))
