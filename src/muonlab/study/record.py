@@ -1,0 +1,134 @@
+"""What a study's folder says of itself: study.json, verdicts.json, and the state of every study."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from muonlab import machine
+from muonlab.manifest import git_state
+from muonlab.runs import RunDirectory, now, write_whole
+from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
+from muonlab.study.plan import RECORD, Job, Plan, folder, read_record
+from muonlab.study.worker import FAILURE
+
+VERDICTS = "verdicts.json"
+ROWS = "measurement.csv"
+PACKAGES = ("muonlab", "torch", "optuna", "scipy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """How far a study is. ``tuned``: arm → chosen values, None while its search goes on."""
+
+    counts: Mapping[str, int]  # of finished, failed, running, interrupted, to do
+    tuned: Mapping[str, Mapping[str, float] | None]
+    changed: bool  # the definition is another one than the recorded runs were made for
+
+
+def write_record(plan: Plan) -> None:
+    """Write study.json: the definition's fingerprint, its runs, the tuned values, the trials."""
+    study = plan.study
+    arms = {
+        arm.name: {
+            "protocol": arm.protocol,
+            "labels": dict(arm.labels),
+            "tuned_as": arm.tuned_as,
+            "tuned": plan.tuned(arm),
+            "runs": {str(job.config.seed): _place(plan, job) for job in plan.tests(arm)},
+        }
+        for arm in study.arms
+    }
+    searches = {
+        name: {
+            "complete": state.complete,
+            "chosen": state.chosen,
+            "trials": [
+                {
+                    "values": dict(job.values),
+                    "run": _place(plan, job),
+                    "status": outcome.status if outcome else "to do",
+                    "figures": dict(outcome.figures) if outcome else {},
+                }
+                for job, outcome in state.trials
+            ],
+        }
+        for name, state in plan.searches.items()
+    }
+    facts = {"definition": study.fingerprint(), "arms": arms, "searches": searches}
+    write_facts(study, plan.root, facts)
+
+
+def write_facts(experiment: Experiment, root: Path, facts: Mapping[str, Any]) -> None:
+    """Write study.json: ``facts`` beside question, claims, command, code and machine."""
+    common = {
+        "study": experiment.name,
+        "scale": experiment.scale,
+        "question": experiment.question,
+        "claims": list(experiment.claims),
+        "command": f"muonlab study run {experiment.name} --scale {experiment.scale}",
+        "git": git_state(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "machine": machine.describe(),
+        "written": now(),
+    }
+    _write(folder(experiment, root), RECORD, common | dict(facts))
+
+
+def write_verdicts(experiment: Experiment, root: Path, verdicts: list[Verdict]) -> None:
+    _write(folder(experiment, root), VERDICTS, [asdict(verdict) for verdict in verdicts])
+
+
+def status(experiment: Experiment, root: Path) -> Status:
+    """How far it is, from study.json and the files that runs leave, without reading the runs."""
+    record = read_record(experiment, root) or {}
+    if isinstance(experiment, Measurement):
+        done = (folder(experiment, root) / ROWS).exists()
+        return Status(counts={"finished" if done else "to do": 1}, tuned={}, changed=False)
+    changed = bool(record) and record["definition"] != experiment.fingerprint()
+    if changed or not record:
+        return Status(counts={"to do": _num_runs(experiment)}, tuned={}, changed=changed)
+    arms, searches = record["arms"], record["searches"]
+    places = [place for arm in arms.values() for place in arm["runs"].values()]
+    places += [trial["run"] for search in searches.values() for trial in search["trials"]]
+    counts = Counter(_run_status(root / place) for place in places)
+    unnamed = _num_runs(experiment) - len(places)
+    if unnamed > 0:
+        counts["to do"] += unnamed
+    tuned = {name: arm["tuned"] for name, arm in arms.items() if arm["tuned"] != {}}
+    return Status(counts=counts, tuned=tuned, changed=False)
+
+
+def _num_runs(study: Study) -> int:
+    trials = sum(arm.search.trials for arm in study.arms if arm.search)
+    return len(study.arms) * len(study.seeds) + trials
+
+
+def _run_status(path: Path) -> str:
+    """As `RunDirectory.status`, locking only what may be running."""
+    if (path / "summary.json").exists():
+        return "finished"
+    if (path / FAILURE).exists():
+        return "failed"
+    if not (path / "config.json").exists():
+        return "to do"
+    found = RunDirectory(path).status()
+    return "interrupted" if found == "started" else found
+
+
+def _place(plan: Plan, job: Job) -> str:
+    """Where the run is or will be, below the root: another study's, if it is shared."""
+    outcome = plan.outcome(job)
+    return (outcome.path if outcome else job.path).relative_to(plan.root).as_posix()
+
+
+def _write(directory: Path, name: str, values: Any) -> None:
+    """Two engines on one study write the same files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(directory / ".lock"):
+        write_whole(directory / name, json.dumps(values, indent=2) + "\n")
