@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from muonlab.model.dropout import Dropout
 from muonlab.model.layers import Linear
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "relu2"]
@@ -86,7 +87,7 @@ class FeedForward(nn.Module):
         self.gated = gated
         self.expand = Linear(dim, hidden_dim * (2 if gated else 1))
         self.out = Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused gate and up projections are two matrices to an optimizer that cares."""

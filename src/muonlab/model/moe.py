@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from muonlab.model.dropout import Dropout
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
 from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
 from muonlab.model.layers import Linear, linear
@@ -144,7 +145,7 @@ class MoE(nn.Module):
             if shared_dim
             else None
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("selection_bias", torch.zeros(config.num_experts))
         self.register_buffer("pending_load", torch.zeros(config.num_experts), persistent=False)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from muonlab.model.attention import AttentionConfig, MHSAConfig
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.cache import Chunk, DecodingState
+from muonlab.model.dropout import Dropout
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.layers import Linear, RMSNorm
 from muonlab.model.loss import TokenScores, cross_entropy, score_tokens
@@ -75,7 +76,7 @@ class Block(nn.Module):
         )
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = config.ffn.build(config.dim, config.dropout, layer)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x: Tensor, noise: torch.Generator | None
@@ -115,7 +116,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size)

@@ -31,6 +31,7 @@ from muonlab.model.attention.latents import (
 )
 from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.cache import Chunk
+from muonlab.model.dropout import dropout_mask
 from muonlab.model.layers import Linear
 
 
@@ -269,11 +270,8 @@ class _ChunkAttention(torch.autograd.Function):
         future = q.new_full((C, C), -math.inf).triu_(1)
         torch.baddbmm(future, rq, rk.mT, alpha=scale, out=scores[:, :, K:])
         probabilities = torch.softmax(scores, dim=-1)
-        kept = torch.empty_like(probabilities).bernoulli_(1 - dropout) if dropout else None
-        if kept is None:
-            out = torch.bmm(probabilities, v)
-        else:
-            out = torch.bmm(probabilities * kept.div_(1 - dropout), v)
+        kept = dropout_mask(probabilities, dropout) if dropout else None
+        out = torch.bmm(probabilities if kept is None else probabilities * kept, v)
         ctx.save_for_backward(q, sk, rq, rk, v, probabilities, kept)
         ctx.scale = scale
         return out.view(shape)

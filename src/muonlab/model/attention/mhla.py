@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.cache import Chunk, LayerState
+from muonlab.model.dropout import Dropout
 from muonlab.model.layers import Linear
 
 NOT_CAUSAL = (
@@ -84,7 +85,7 @@ class MHLA(nn.Module):
     def __init__(self, config: MHLAConfig, dim: int, max_length: int, dropout: float) -> None:
         super().__init__()
         self.head_dim = config.width_of_head(dim)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.latents = nn.Parameter(torch.empty(config.num_latents, dim))
         self.latent_query = Linear(dim, dim)
         self.qkv = Linear(dim, 3 * dim)  # keys and values of stage 1, queries of stage 2
@@ -114,8 +115,11 @@ class MHLA(nn.Module):
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention over all keys: (B, H, T, Dh) of each -> (B, T, D)."""
-        dropout = self.dropout if self.training else 0.0
-        out = scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        if self.training and self.dropout.p:
+            scores = queries @ keys.mT * self.head_dim**-0.5
+            out = self.dropout(scores.softmax(-1)) @ values
+        else:
+            out = scaled_dot_product_attention(queries, keys, values)
         return out.transpose(1, 2).flatten(2)
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> LayerState:

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from muonlab.model.attention.latents import NO_MASS, Latents, add_up, sum_of_earlier
 from muonlab.model.cache import Chunk
+from muonlab.model.dropout import Dropout
 from muonlab.model.layers import Linear
 
 CHUNK = 64  # tokens computed together; changes the speed, not the result
@@ -105,7 +106,7 @@ class PrefixMHLA(nn.Module):
         self.num_heads = config.num_heads
         self.num_latents = config.num_latents
         self.head_dim = config.width_of_head(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
         self.latents = Latents(self.num_heads, self.num_latents, self.head_dim, norm_eps)
