@@ -1,0 +1,19 @@
+"""The papers' experiments as data: every name makes its experiment at a scale."""
+
+from collections.abc import Callable
+
+from muonlab.papers.p2_attention import crossover, latents, leak, table4
+from muonlab.papers.p2_measured import MEASUREMENTS
+from muonlab.papers.p2_optimizer import table1, table2, table3
+from muonlab.study.experiment import Experiment, Scale
+
+EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
+    "p2-table1": table1,
+    "p2-table2": table2,
+    "p2-table3": table3,
+    "p2-table4": table4,
+    "p2-leak": leak,
+    "p2-crossover": crossover,
+    "p2-latents": latents,
+    **MEASUREMENTS,
+}
