@@ -138,7 +138,7 @@ def _honest_data(scale: Scale, config: RunConfig) -> DataConfig:
             split=DocumentSplit(validation_fraction=0.005, test_fraction=0.005),
             max_tokens=200_000_000,
         )
-    # With this salt, three of the 249 documents (1.3 % of the text) validate: an evaluation must not
+    # With this salt, three of the 249 documents (1.3 % of the text) validate: evaluating must not
     # take longer than the run.
     split = DocumentSplit(validation_fraction=0.02, test_fraction=0.02, salt="a")
     return DataConfig(tokenizer=config.data.tokenizer, split=split)
