@@ -1,6 +1,6 @@
 """The command line: `muonlab COMMAND`. One file a group of commands; this one holds the border.
 
-Exit codes: 0 done, 1 the run failed (a non-finite loss), 2 a mistake in what was asked for,
+Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for,
 130 interrupted. A user's mistake is one line on standard error, never a traceback.
 """
 
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
+    from muonlab.study.engine import FailedRunsError
     from muonlab.train import InterruptedRun, NonfiniteLossError
 
     try:
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except (InterruptedRun, KeyboardInterrupt) as stop:
         return _say(str(stop) or "interrupted", 130)
-    except NonfiniteLossError as failure:
+    except (NonfiniteLossError, FailedRunsError) as failure:
         return _say(str(failure), 1)
     except BrokenPipeError:  # the reader of our output has left: what is still buffered is lost
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _application() -> SubcommandApp:
-    from muonlab.cli import bench, data, inspect, models, optim, runs
+    from muonlab.cli import bench, data, inspect, models, optim, runs, study
     from muonlab.cli.demo import demo
 
     application = SubcommandApp()
@@ -63,6 +64,7 @@ def _application() -> SubcommandApp:
     application.command(name="eval")(models.evaluate_run)
     application.command(name="generate")(models.generate_from_run)
     application.command(name="export")(models.export_run)
+    application.command(study.application, name="study", help="The papers' experiments.")
     application.command(optim.application, name="optim", help="The optimizer's polynomials.")
     application.command(bench.application, name="bench", help="Measurements on this machine.")
     return application
