@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -88,22 +89,17 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
         # Both signs at once have no mean; ranks still say which side is worse more often.
         signs = set(values[np.isinf(values)])
         mean = signs.pop() if len(signs) == 1 else math.nan
-        p = float(stats.wilcoxon(values)[1]) if len(values) > 1 else math.nan
+        p = _p(stats.wilcoxon(values)) if len(values) > 1 else math.nan
         return Difference(mean=mean, **(none | {"p": p}), **counts)
     if len(values) < 2:
         return Difference(mean=float(values[0]) if len(values) else math.nan, **none, **counts)
     mean = float(values.mean())
     if _is_constant(values):  # figures that do not depend on the seed: no scatter, no test
         return Difference(mean=mean, low=mean, high=mean, p=float(mean == 0), **counts)
-    test = stats.ttest_1samp(values, 0.0)
-    interval = test.confidence_interval(confidence)  # pyright: ignore[reportAttributeAccessIssue]
-    return Difference(
-        mean=mean,
-        low=float(interval.low),
-        high=float(interval.high),
-        p=float(test[1]),
-        **counts,
-    )
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
+    p = _t_test_p(values, 0.0, "two-sided")
+    return Difference(mean=mean, low=mean - float(half), high=mean + float(half), p=p, **counts)
 
 
 def bootstrap_interval(
@@ -161,9 +157,9 @@ def equivalence_p(differences: ArrayLike, *, margin: float = EQUIVALENCE_MARGIN)
         return math.nan
     if _is_constant(values):
         return float(abs(values[0]) >= margin)
-    above = stats.ttest_1samp(values, -margin, alternative="greater")[1]
-    below = stats.ttest_1samp(values, margin, alternative="less")[1]
-    return float(max(above, below))
+    above = _t_test_p(values, -margin, "greater")
+    below = _t_test_p(values, margin, "less")
+    return max(above, below)
 
 
 def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
@@ -182,7 +178,8 @@ def trend(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> Trend:
     none = {"slope": math.nan, "low": math.nan, "high": math.nan}
     if len(xs) < 3 or _is_constant(xs):
         return Trend(tau=math.nan, p=math.nan, **none)
-    tau, p = map(float, stats.kendalltau(xs, ys))
+    rank = stats.kendalltau(xs, ys)
+    tau, p = float(rank.statistic), _p(rank)  # pyright: ignore[reportAttributeAccessIssue]
     if not np.isfinite(ys).all():
         return Trend(tau=tau, p=p, **none)
     line = stats.linregress(xs, ys)
@@ -214,6 +211,16 @@ def factorial_effects(
             with np.errstate(invalid="ignore"):  # divergence on both sides says nothing: NaN
                 effects[name] = mean_difference(high - low)
     return effects
+
+
+def _t_test_p(
+    values: Numbers, mean: float, alternative: Literal["two-sided", "less", "greater"]
+) -> float:
+    return _p(stats.ttest_1samp(values, mean, alternative=alternative))
+
+
+def _p(test: Any) -> float:
+    return float(test.pvalue)  # scipy's results have no types
 
 
 def _is_constant(values: Numbers) -> bool:
