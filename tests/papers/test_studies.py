@@ -1,0 +1,186 @@
+import dataclasses
+import itertools
+
+import pandas as pd
+import pytest
+
+from muonlab.config import from_json, to_json
+from muonlab.data import LeakyWindowSplit
+from muonlab.papers import EXPERIMENTS
+from muonlab.papers.judging import Pair, judge_difference
+from muonlab.study.experiment import SCALES, Measurement, Study
+
+STUDIES = [name for name, make in EXPERIMENTS.items() if isinstance(make("nano"), Study)]
+
+
+def study_of(name, scale="nano"):
+    experiment = EXPERIMENTS[name](scale)
+    assert isinstance(experiment, Study)
+    return experiment
+
+
+def frame_of(study, loss, *, seeds=None):
+    """Finished runs with ``loss(arm, seed)``."""
+    rows = [
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "protocol": arm.protocol,
+            "status": "finished",
+            "val/loss": loss(arm, seed),
+        }
+        for arm in study.arms
+        for seed in (study.seeds if seeds is None else seeds)
+    ]
+    columns = ["arm", "seed", "protocol", "status", "val/loss"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize(("name", "scale"), list(itertools.product(EXPERIMENTS, SCALES)))
+def test_every_experiment_can_be_made_at_every_scale(name, scale):
+    experiment = EXPERIMENTS[name](scale)
+    assert (experiment.name, experiment.scale) == (name, scale)
+    assert experiment.claims
+    if isinstance(experiment, Measurement):
+        return
+    assert len(experiment.seeds) >= 3
+    fingerprints = set()
+    for arm in experiment.arms:
+        run = arm.run(experiment.name, experiment.seeds[0])
+        assert from_json(to_json(run)) == run
+        fingerprints.add(run.fingerprint())
+    assert len(fingerprints) == len(experiment.arms) - tuned_alike(experiment)
+    assert experiment.fingerprint() == EXPERIMENTS[name](scale).fingerprint()
+
+
+def tuned_alike(study):
+    """Arms that differ in nothing but the values that they will be tuned to."""
+    configs = [arm.config.fingerprint() for arm in study.arms]
+    return len(configs) - len(set(configs))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_only_the_published_protocol_leaks(name):
+    for arm in study_of(name).arms:
+        leaky = isinstance(arm.config.data.split, LeakyWindowSplit)
+        assert leaky == (arm.protocol == "as_published")
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "p2-leak"])
+def test_the_two_protocols_train_the_same_arms(name):
+    arms = study_of(name).arms
+    by_protocol = {
+        protocol: {
+            arm.name.rsplit("-", 1)[0]: arm.config.model for arm in arms if arm.protocol == protocol
+        }
+        for protocol in ("as_published", "honest")
+    }
+    published, honest = by_protocol.values()
+    shared = published.keys() & honest.keys()
+    assert shared
+    assert all(published[arm] == honest[arm] for arm in shared)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("seeds", [(), (0,)])
+def test_too_few_runs_are_inconclusive(name, seeds):
+    study = study_of(name)
+    verdicts = study.judge(frame_of(study, lambda arm, seed: 3.0 + seed, seeds=seeds))
+    assert {verdict.claim for verdict in verdicts} == set(study.claims)
+    if name != "p2-table3":  # it only asks which mean is lowest
+        assert {verdict.verdict for verdict in verdicts} == {"inconclusive"}
+
+
+PUBLISHED, HONEST = Pair(arm="a", baseline="b"), Pair(arm="c", baseline="d")
+
+
+def judged(losses, paper=-0.1):
+    rows = [
+        {"arm": arm, "seed": seed, "status": "finished", "val/loss": loss + 0.001 * seed * sign}
+        for arm, (loss, sign) in losses.items()
+        for seed in range(3)
+    ]
+    return judge_difference(
+        "P2-T1",
+        pd.DataFrame(rows),
+        "nano",
+        what="loss",
+        published=PUBLISHED,
+        honest=HONEST,
+        paper=paper,
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ({"a": 2.7, "b": 3.0, "c": 3.0, "d": 3.2}, "reproduced"),
+        ({"a": 2.99, "b": 3.0, "c": 3.0, "d": 3.2}, "direction only"),
+        ({"a": 2.7, "b": 3.0, "c": 3.2, "d": 3.2}, "artefact of the protocol"),
+        ({"a": 2.7, "b": 3.0, "c": 3.3, "d": 3.2}, "artefact of the protocol"),
+        ({"a": 3.1, "b": 3.0, "c": 3.0, "d": 3.2}, "refuted"),
+        ({"a": 3.0, "b": 3.0, "c": 3.0, "d": 3.2}, "inconclusive"),
+    ],
+)
+def test_the_verdict_follows_from_the_intervals(losses, expected):
+    signs = {"a": 1, "b": -1, "c": -1, "d": 1}
+    verdict = judged({arm: (loss, signs[arm]) for arm, loss in losses.items()})
+    assert verdict.verdict == expected
+    assert "n = 3 pairs" in verdict.sentence
+
+
+def test_a_diverged_arm_is_worse_than_any_other():
+    losses = {"a": (2.7, 1), "b": (float("inf"), 0), "c": (2.7, 1), "d": (float("inf"), 0)}
+    assert judged(losses).verdict == "direction only"
+    losses = {"a": (float("inf"), 0), "b": (2.7, 1), "c": (2.7, 1), "d": (3, 0)}
+    assert judged(losses).verdict == "refuted"
+
+
+def test_removing_newton_schulz_costs_more_refutes_the_ablation():
+    study = study_of("p2-table2")
+    losses = {"full": 2.5, "momentum-only": 5.4, "ns-only": 3.8, "neither": 5.3}
+
+    def loss(arm, seed):
+        return losses[arm.name.rsplit("-", 1)[0]] + 0.01 * seed
+
+    assert [verdict.verdict for verdict in study.judge(frame_of(study, loss))] == ["refuted"]
+    losses["momentum-only"], losses["ns-only"] = losses["ns-only"], losses["momentum-only"]
+    assert [verdict.verdict for verdict in study.judge(frame_of(study, loss))] == ["reproduced"]
+
+
+def test_a_best_rate_at_the_edge_of_the_grid_is_inconclusive():
+    study = study_of("p2-table3")
+    rates = [arm.labels["lr"] for arm in study.arms if "lr" in arm.labels]
+
+    def best_at(rate):
+        def loss(arm, seed):
+            return abs(arm.labels.get("lr", 1) - rate)
+
+        (verdict,) = study.judge(frame_of(study, loss))
+        return verdict
+
+    assert best_at(max(rates)).verdict == "inconclusive"
+    assert "edge" in best_at(max(rates)).sentence
+    assert best_at(0.02).verdict == "refuted"
+
+
+def test_the_leak_is_what_held_out_documents_lose():
+    study = study_of("p2-leak")
+
+    def loss(arm, seed):
+        return {"leaky": 1.0, "documents": 4.0, "documents-fresh": 3.5}[arm.name] + 0.01 * seed
+
+    (verdict,) = study.judge(frame_of(study, loss))
+    assert verdict.verdict == "artefact of the protocol"
+    assert "3.000 nats" in verdict.sentence
+
+
+def test_published_text_is_read_as_often_as_in_the_paper():
+    for scale in ("nano", "small"):
+        study = study_of("p2-table1", scale)
+        config = study.arm("muon-250-published").config
+        seen = config.train.steps * config.train.batch_size * config.train.sequence_length
+        assert seen / config.data.max_tokens == pytest.approx(24.6, rel=0.01)
+    paper = study_of("p2-table1", "paper").arm("muon-250-published").config
+    assert 250 * 96 * 512 / paper.data.max_tokens == pytest.approx(24.6, rel=0.01)
+    assert dataclasses.replace(paper, seed=42, name="p2", variant="muon").model.dim == 384
