@@ -1,17 +1,18 @@
-"""Studies of runs that take a second, and a program that runs one as another process."""
+"""Studies of runs that take a second, and a program that makes one in another process."""
 
+import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
-from muonlab.config import override
-from muonlab.recipes import nano
-from muonlab.study.engine import Resources, run_study
+from muonlab.cli import run
+from muonlab.config import RunConfig, from_json, override, to_json
+from muonlab.papers import EXPERIMENTS
 from muonlab.study.experiment import Arm, Search, Study, Verdict, VerdictName
-from tests.tiny_runs import TINY
 
 LEARNING_RATE = Search(space={"optimizer.lr": (1e-3, 1e-1)}, trials=4, extensions=0, seed=90)
 
@@ -22,37 +23,47 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
     return [Verdict(claim="T-1", verdict=name, sentence=f"{done} of {len(frame)} runs")]
 
 
-def tiny_arm(name: str, text: Path, *overrides: str, **fields: Any) -> Arm:
-    config = override(nano(), [*TINY, f"data.source.path={text}", "train.steps=4", *overrides])
-    return Arm(name=name, config=config, **fields)
+def arm(name: str, config: RunConfig, *overrides: str, **fields: Any) -> Arm:
+    return Arm(name=name, config=override(config, list(overrides)), **fields)
 
 
-def tiny_study(text: Path, *arms: Arm, seeds: tuple[int, ...] = (0, 1), name: str = "t1") -> Study:
-    default = (
-        tiny_arm("muon", text),
-        tiny_arm("adamw", text, "optimizer.kind=adamw", labels={"optimizer": "AdamW"}),
-    )
-    return Study(
-        name=name,
+def study_of(*arms: Arm, seeds: tuple[int, ...] = (0, 1), **fields: Any) -> Study:
+    study = Study(
+        name="tiny",
         scale="nano",
         question="Does it run?",
         claims=("T-1",),
-        arms=arms or default,
+        arms=arms,
         seeds=seeds,
         judge=judge,
     )
+    return dataclasses.replace(study, **fields)
 
 
-def slow_study(text: Path) -> Study:
-    """Runs long enough to be killed in."""
-    arms = (tiny_arm(name, text, f"optimizer.lr={rate}", "train.steps=60") for name, rate in RATES)
-    return tiny_study(text, *arms, name="slow")
+def long_study(config: RunConfig) -> Study:
+    """Runs of some seconds, with a checkpoint every other step."""
+    config = override(config, ["train.steps=60", "train.evaluate_every=60"])
+    return study_of(arm("low", config, "optimizer.lr=0.01"), arm("high", config), name="long")
 
 
-RATES = (("low", 0.01), ("high", 0.02))
+def written(root: Path) -> dict[Path, int]:
+    """When each run's summary was written: a run made twice shows."""
+    return {path: path.stat().st_mtime_ns for path in root.rglob("summary.json")}
+
+
+def start_engine(config: RunConfig, root: Path, cache_dir: Path) -> subprocess.Popen[str]:
+    """``muonlab study run long`` with two workers, as a process of its own."""
+    arguments = ["study", "run", "long", "--scale", "nano", "--workers", "2"]
+    places = ["--runs-dir", str(root), "--cache-dir", str(cache_dir)]
+    return subprocess.Popen(
+        [sys.executable, __file__, to_json(config), *arguments, *places],
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 if __name__ == "__main__":
-    text, root, cache_dir, workers = sys.argv[1:]
-    resources = Resources(workers=int(workers), cache_dir=Path(cache_dir))
-    run_study(slow_study(Path(text)), Path(root), resources, console=Console(stderr=True))
+    tiny = from_json(sys.argv[1])
+    EXPERIMENTS["long"] = lambda scale: long_study(tiny)
+    sys.exit(run(sys.argv[2:]))
