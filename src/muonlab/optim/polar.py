@@ -4,7 +4,7 @@ Legend: B matrices in a batch, each m × n; k = min(m, n). X is the matrix, R = 
 tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the product of the P's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,20 +64,20 @@ def orthogonalise(
     if schedule == "svd":
         out = svd_polar(normalise_(batch))
     else:
-        steps = resolve_schedule(schedule)
-        out = polar_factors(batch, steps, work_dtype(dtype, batch), Workspace())
+        steps, work = resolve_schedule(schedule), work_dtype(dtype, master, batch.device)
+        out = polar_factors(batch.to(work, copy=True), steps, Workspace(), batch.clone)
     return out.to(matrices.dtype).reshape(matrices.shape)
 
 
-def work_dtype(name: str, like: Tensor) -> torch.dtype:
-    """The dtype of the matrix products for master values ``like`` (fp32 or fp64)."""
-    if like.dtype == torch.float64:
+def work_dtype(name: str, master: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products for values in ``master`` (fp32 or fp64)."""
+    if master == torch.float64:
         return torch.float64
     if name != "auto":
         if name not in DTYPES:
             raise ValueError(f"dtype {name!r} is unknown: legal are auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    return torch.bfloat16 if _has_bf16_matrix_units(like.device) else torch.float32
+    return torch.bfloat16 if _has_bf16_matrix_units(device) else torch.float32
 
 
 def _has_bf16_matrix_units(device: torch.device) -> bool:
@@ -131,56 +131,63 @@ def step_flops(block_shapes: Iterable[tuple[int, int, int]], schedule: Any) -> i
 
 
 def polar_factors(
-    matrices: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
+    x: Tensor, schedule: Schedule, workspace: Workspace, master: Callable[[], Tensor]
 ) -> Tensor:
     """Apply ``schedule`` to the singular values of (B, m, n) of any scale, over their norm.
 
-    Returns a tensor of ``dtype`` that lives in ``workspace``; the input is left unchanged. What
-    `polar_iterations` cannot do reliably is normalised first, and done in the input's precision.
+    ``x`` is overwritten; the result has its dtype and lives in it or in ``workspace``. What
+    `polar_iterations` cannot do reliably is done again from ``master()``, a new tensor of the same
+    matrices in fp32 or fp64, normalised.
     """
-    if dtype == torch.float16:  # its range is too small for squares of raw gradients
-        matrices = normalise_(matrices.clone())
-    out, reliable = polar_iterations(matrices, schedule, dtype, workspace)
+    exact = None
+    if x.dtype == torch.float16:  # its range is too small for squares of raw gradients
+        exact = normalise_(master())
+        x.copy_(exact)
+    out, reliable = polar_iterations(x, schedule, workspace)
     if bool(reliable.all()):
         return out
-    unreliable = ~reliable & (matrices.abs().amax(dim=(1, 2)) > 0)
-    spare = Workspace() if dtype == matrices.dtype else workspace
-    _, m, n = matrices.shape
+    unreliable = ~reliable & (out.abs().amax(dim=(1, 2)) != 0)  # NaN is not 0 either
+    if exact is None:
+        exact = normalise_(master())
+    spare = Workspace() if exact.dtype == x.dtype else workspace
+    _, m, n = x.shape
     for index in unreliable.nonzero().squeeze(1).split(max(1, PASS_ELEMENTS // (m * n))):
-        exact, _ = polar_iterations(normalise_(matrices[index]), schedule, matrices.dtype, spare)
-        out[index] = exact.to(dtype)
+        out[index] = polar_iterations(exact[index], schedule, spare)[0].to(x.dtype)
     return out
 
 
-def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
-    """How many m × n matrices `polar_iterations` and its fp32 input may take in ``max_bytes``.
+def workspace_bytes(count: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+    """What a batch of ``count`` m × n matrices may take, the fp32 path included.
 
-    At least one. Counts k × k buffers as m × n ones, so that the bound also holds for the buffers
-    that batches of different shapes share.
+    Counts k × k buffers as m × n ones, so that the bound also holds for the buffers that batches of
+    different shapes share.
     """
-    available = max_bytes
-    if work.itemsize < 4:  # the fp32 path: x, y, r, p, q, w and its copy of the input
-        available -= 7 * max(m * n, PASS_ELEMENTS) * master.itemsize
-    return max(1, available // (m * n * (master.itemsize + 6 * work.itemsize)))
+    buffers = count * m * n * (master.itemsize + 6 * work.itemsize)  # x, y, r, p, q, w
+    if work.itemsize < 4:  # once more in fp32, for some matrices at a time, and a copy of them
+        buffers += 7 * max(m * n, PASS_ELEMENTS) * master.itemsize
+    return buffers
 
 
-def polar_iterations(
-    matrices: Tensor, schedule: Schedule, dtype: torch.dtype, workspace: Workspace
-) -> tuple[Tensor, Tensor]:
+def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+    """How many m × n matrices a workspace of ``max_bytes`` can serve; at least one."""
+    none, one = (workspace_bytes(count, m, n, master, work) for count in (0, 1))
+    return max(1, (max_bytes - none) // (one - none))
+
+
+def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """`polar_factors`, and of which of the B matrices they are to be relied on (bool).
 
     Not on those whose squares leave the range of fp32 nor, in half precision, on those of low
-    effective rank. Zero matrices stay zero. Never waits for the device.
+    effective rank. Zero matrices stay zero; ``x`` is overwritten. Never waits for the device.
     """
-    batch, m, n = matrices.shape
-    k, wide, device = min(m, n), m <= n, matrices.device
+    batch, m, n = x.shape
+    k, wide, dtype = min(m, n), m <= n, x.dtype
 
     def take(name: str, *shape: int) -> Tensor:
-        return workspace.take(name, (batch, *shape), dtype, device)
+        return workspace.take(name, (batch, *shape), dtype, x.device)
 
-    x, y = take("x", m, n), take("y", m, n)
+    y = take("y", m, n)
     r, p, q, w = (take(name, k, k) for name in "rpqw")
-    x.copy_(matrices)
     reliable = norm = torch.empty(0)
     step = 0
     for length in segments(len(schedule), m, n):
