@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from muonlab.report import comparison_table, read_runs, write_comparison
-from muonlab.report.comparison import MAX_CURVE_POINTS, arm_labels, compare
+from muonlab.report.comparison import arm_labels, compare
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
+from muonlab.report.curves import MAX_CURVE_POINTS
 
 from .conftest import WriteRun
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from muonlab.report import read_run, read_runs
+from muonlab.report.curves import clock_runs_forwards
 from muonlab.runs import RunError
 
 from .conftest import STEPS, TOKENS_A_STEP, WriteRun
@@ -64,10 +65,10 @@ def test_null_and_nan_are_gaps(write_run: WriteRun) -> None:
 
 def test_a_clock_that_goes_backwards_is_noticed(write_run: WriteRun) -> None:
     path = write_run("muon", finished=False)
-    assert read_run(path).clock_runs_forwards
+    assert clock_runs_forwards(read_run(path).metrics)
     with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 61, "tokens": 1, "time": 2.0}\n')
-    assert not read_run(path).clock_runs_forwards
+    assert not clock_runs_forwards(read_run(path).metrics)
 
 
 @pytest.mark.parametrize(

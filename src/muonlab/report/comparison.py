@@ -4,14 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from muonlab.report.content import (
     WARNING_MARK,
     Column,
-    Curve,
-    CurveFigure,
     Figure,
     IntervalFigure,
     Report,
@@ -19,6 +16,14 @@ from muonlab.report.content import (
     Section,
     Table,
     mean_and_half_width,
+)
+from muonlab.report.curves import (
+    CURVES,
+    EXPERT_CURVES,
+    Series,
+    Wanted,
+    clock_runs_forwards,
+    curve_figures,
 )
 from muonlab.report.figures import write_png
 from muonlab.report.frames import Run, read_runs
@@ -47,18 +52,6 @@ ARM = Column(key="arm", heading="Arm")
 SEED = Column(key="seed", heading="Seed")
 SEEDS = Column(key="seeds", heading="Seeds")
 STATUS = Column(key="status", heading="Status")
-MAX_CURVE_POINTS = 200
-
-CURVES = (  # metric, file name, title, axis label
-    ("val/loss", "validation-loss", "Validation loss", "validation loss (nats/token)"),
-    ("train/loss", "training-loss", "Training loss", "training loss (nats/token)"),
-)
-EXPERT_CURVES = (
-    ("moe/load_cv", "load-cv", "Unevenness of the experts' load", "coefficient of variation"),
-    ("moe/max_load", "max-load", "Load of the busiest expert", "times the even share"),
-    ("moe/dead_experts", "dead-experts", "Experts that got no token", "share of all experts"),
-    ("moe/router_entropy", "router-entropy", "Router entropy", "entropy (nats)"),
-)
 
 
 def comparison_table(runs: Sequence[Path]) -> pd.DataFrame:
@@ -225,48 +218,12 @@ def _loss_intervals(runs: Sequence[Run]) -> list[Figure]:
     ]
 
 
-def _curves(
-    runs: Sequence[Run], wanted: Sequence[tuple[str, str, str, str]], *, with_seconds: bool
-) -> list[Figure]:
-    caption = _circumstances(runs)
-    if _has_seeds(runs):
-        caption = f"Several seeds: mean, 95 % t band, thin lines the seeds. {caption}"
-    axes = [("tokens", "tokens", "training tokens")]
-    if with_seconds:
-        axes.append(("time", "seconds", "training time (s)"))
-    figures: list[Figure] = []
-    for metric, name, title, y_label in wanted:
-        for key, unit, x_label in axes:
-            curves = [
-                Curve(arm=label, seed=run.config.seed, x=x, y=y)
-                for label, run in zip(arm_labels(runs), runs, strict=True)
-                if key != "time" or run.clock_runs_forwards
-                for x, y in [_points(run, key, metric)]
-                if len(x)
-            ]
-            if curves:
-                figures.append(
-                    CurveFigure(
-                        name=f"{name}-{unit}",
-                        title=f"{title} against {x_label.removesuffix(' (s)')}",
-                        x_label=x_label,
-                        y_label=y_label,
-                        caption=caption,
-                        curves=curves,
-                    )
-                )
-    return figures
-
-
-def _points(run: Run, x_key: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """A curve of at most `MAX_CURVE_POINTS` points: longer ones become means of chunks."""
-    if x_key not in run.metrics or metric not in run.metrics:
-        return np.empty(0), np.empty(0)
-    points = run.metrics[[x_key, metric]].dropna().to_numpy()
-    if len(points) > MAX_CURVE_POINTS:
-        chunks = np.array_split(points, MAX_CURVE_POINTS)
-        points = np.stack([chunk.mean(axis=0) for chunk in chunks])
-    return points[:, 0], points[:, 1]
+def _curves(runs: Sequence[Run], wanted: Sequence[Wanted], *, with_seconds: bool) -> list[Figure]:
+    series = [
+        Series(arm=label, seed=run.config.seed, metrics=run.metrics)
+        for label, run in zip(arm_labels(runs), runs, strict=True)
+    ]
+    return curve_figures(series, wanted, _circumstances(runs), with_seconds=with_seconds)
 
 
 def _notices(runs: Sequence[Run], problems: Sequence[str]) -> list[str]:
@@ -280,7 +237,7 @@ def _notices(runs: Sequence[Run], problems: Sequence[str]) -> list[str]:
     notices += [
         f"{run.path.name}: its clock went backwards, so it is not drawn against seconds"
         for run in runs
-        if not run.clock_runs_forwards
+        if not clock_runs_forwards(run.metrics)
     ]
     if len({run.manifest.get("data_hash") for run in runs}) > 1:
         notices.append("The runs did not see the same data: their losses do not compare.")

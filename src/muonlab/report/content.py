@@ -22,6 +22,7 @@ class Column:
     """One column of a table: its key in the frame, its heading with the unit, its digits.
 
     A value is shown times ``scale``. ``better`` lets the best value of the column stand out.
+    ``wraps``: its cells are sentences.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Column:
     digits: int = 0
     scale: float = 1.0
     better: Literal["lower", "higher"] | None = None
+    wraps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +118,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurveFigure:
-    """Curves over a common axis; an arm's mean and 95 % band where its seeds share that axis."""
+    """Curves over a common axis; an arm's mean and 95 % band where its seeds share that axis.
+
+    ``limits`` are drawn as upright dotted lines.
+    """
 
     name: str
     title: str
@@ -124,6 +129,8 @@ class CurveFigure:
     y_label: str
     caption: str
     curves: Sequence[Curve]
+    log_x: bool = False
+    limits: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,6 +59,10 @@ def plotly_json(figure: Figure) -> dict[str, Any]:
         drawn.add_traces(list(_curve_traces(figure)))
         x_label, y_label = figure.x_label, figure.y_label
         drawn.update_layout(height=420)
+        if figure.log_x:
+            drawn.update_xaxes(type="log")
+        for limit in figure.limits:
+            drawn.add_vline(limit, line={"color": "#777777", "dash": "dot", "width": 1.5})
     else:
         drawn.add_traces(list(_interval_traces(figure)))
         x_label, y_label = figure.value_label, ""
@@ -105,7 +109,12 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
             )
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if figure.log_x:
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for limit in figure.limits:
+        axes.axvline(limit, color="#777777", linestyle=":", linewidth=1.2)
     columns = -(-len(axes.get_legend_handles_labels()[1]) // MAX_LEGEND_ROWS)
     axes.legend(frameon=False, fontsize=8, ncols=max(1, columns)).set_in_layout(False)
 

@@ -36,13 +36,6 @@ class Run:
     def machine(self) -> dict[str, Any]:
         return self.manifest.get("machine", {})
 
-    @property
-    def clock_runs_forwards(self) -> bool:
-        """False if ``time`` ever falls: then nothing may be drawn against it."""
-        return "time" not in self.metrics or bool(
-            self.metrics["time"].dropna().is_monotonic_increasing
-        )
-
 
 def read_run(path: Path) -> Run:
     """Read one run directory. Raises RunError."""

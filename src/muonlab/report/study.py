@@ -1,0 +1,211 @@
+"""The report of a study: the verdict first, then everything that it rests on."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from muonlab.report.content import Column, Report, Section, Table
+from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
+from muonlab.report.files import write_report
+from muonlab.report.study_tables import (
+    PROTOCOLS,
+    arm_label,
+    arm_warnings,
+    arms_table,
+    comparisons_table,
+    protocols_table,
+    runs_table,
+    search_figures,
+    trials_table,
+    value_figures,
+)
+from muonlab.report.verdicts import verdict_table
+from muonlab.runs import RunDirectory, RunError
+from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
+from muonlab.study.frame import judge, measurement_frame, study_curves, study_frame, study_trials
+from muonlab.study.plan import read_record
+
+
+def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
+    """Write index.html, report.md with its PNGs, runs.csv and verdicts.json; returns the page.
+
+    ``root`` holds the folders of the studies' runs. Runs that are missing, failed or damaged are
+    shown as such: a report can be made at any time.
+    """
+    verdicts = judge(experiment, root)
+    record = read_record(experiment, root) or {}
+    if isinstance(experiment, Measurement):
+        frame = measurement_frame(experiment, root)
+        report = measurement_report(experiment, frame, verdicts, record)
+    else:
+        frame = study_frame(experiment, root)
+        curves, trials = study_curves(experiment, root), study_trials(experiment, root)
+        report = study_report(experiment, frame, curves, trials, verdicts, record)
+    return write_report(report, directory, frame, verdicts)
+
+
+def study_report(
+    study: Study,
+    frame: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    trials: pd.DataFrame,
+    verdicts: list[Verdict],
+    record: Mapping[str, Any],
+) -> Report:
+    """The whole report as content. Inputs are as `muonlab.study.frame` makes them."""
+    caption = circumstances(study, frame)
+    labels = {arm.name: arm_label(arm) for arm in study.arms}
+    series = [
+        Series(arm=labels[arm], seed=int(seed), metrics=rows)
+        for rows in curves.values()
+        for arm, seed in zip(rows["arm"][:1], rows["seed"][:1], strict=True)
+    ]
+    done = "finished" in set(frame["status"])
+    arms = [arms_table(study, frame, caption), protocols_table(study, frame, caption)]
+    sections = [
+        _verdicts(study, verdicts),
+        Section(
+            title="Arms",
+            text=[] if done else ["No run has finished yet, so there is nothing to compare."],
+            items=[
+                *(table for table in arms if table),
+                *value_figures(study, frame, caption),
+            ],
+        ),
+        Section(
+            title="Comparisons",
+            items=[comparisons_table(study, frame, caption)] if study.comparisons else (),
+        ),
+        Section(
+            title="Tuning",
+            items=[trials_table(trials, caption), *search_figures(study, trials, caption)]
+            if len(trials)
+            else (),
+        ),
+        Section(title="Curves", items=curve_figures(series, CURVES, caption, with_seconds=True)),
+        Section(title="Runs", items=[runs_table(study, frame, caption)]),
+        Section(title="How it was made", text=[*study.notes, *_origin(study, record)]),
+    ]
+    return Report(
+        title=f"{study.name}, scale {study.scale}",
+        introduction=study.question,
+        notices=[*_notices(study, frame), *_clock_notices(curves)],
+        sections=[section for section in sections if section.items or section.text],
+    )
+
+
+def measurement_report(
+    measurement: Measurement,
+    frame: pd.DataFrame,
+    verdicts: list[Verdict],
+    record: Mapping[str, Any],
+) -> Report:
+    """The report of something counted or timed: its verdicts and its rows."""
+    rows = Table(
+        name="rows",
+        caption="Every row of the measurement.",
+        frame=frame,
+        columns=[_plain_column(frame, str(key)) for key in frame.columns],
+    )
+    return Report(
+        title=f"{measurement.name}, scale {measurement.scale}",
+        introduction=measurement.question,
+        sections=[
+            _verdicts(measurement, verdicts),
+            Section(
+                title="Measured",
+                text=[] if len(frame) else ["It has not been measured yet."],
+                items=[rows] if len(frame) else (),
+            ),
+            Section(
+                title="How it was made", text=[*measurement.notes, *_origin(measurement, record)]
+            ),
+        ],
+    )
+
+
+def circumstances(study: Study, frame: pd.DataFrame) -> str:
+    """Seeds, n, hardware and protocol, in one sentence each."""
+    finished = frame[frame["status"] == "finished"]
+    seeds = ", ".join(map(str, study.seeds))
+    protocols = " and ".join(PROTOCOLS[name] for name in sorted({a.protocol for a in study.arms}))
+    machines = sorted({machine for path in finished["run"] for machine in _machine(Path(path))})
+    return (
+        f"n = {len(finished)} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
+        f"{' / '.join(machines) or 'No machine yet'}."
+    )
+
+
+def _machine(run: Path) -> list[str]:
+    try:
+        manifest = RunDirectory(run).manifest()
+    except RunError:
+        return []
+    machine = manifest.get("machine", {})
+    name = machine.get("gpu") or machine.get("processor", "unknown machine")
+    return [f"{name}, {machine.get('threads', '?')} threads, {manifest.get('dtype', '?')}"]
+
+
+def command(experiment: Experiment) -> str:
+    """The command that makes the experiment's runs, or what is missing of them."""
+    return f"muonlab study run {experiment.name} --scale {experiment.scale}"
+
+
+def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:
+    judged = {verdict.claim for verdict in verdicts}
+    text = [
+        f"{claim}: no verdict yet; {command(experiment)} makes the runs that it needs."
+        for claim in experiment.claims
+        if claim not in judged
+    ]
+    return Section(title="Verdict", text=text, items=[verdict_table(verdicts)] if verdicts else ())
+
+
+def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
+    notices = [f"{arm.name}: {warning}" for arm in study.arms for warning in arm_warnings(arm)]
+    counts = Counter(frame["status"])
+    if missing := counts["missing"]:
+        notices.append(f"{missing} of {len(frame)} runs are missing; `{command(study)}` makes them")
+    if failed := counts["failed"]:
+        notices.append(f"{failed} of {len(frame)} runs failed; the table of runs says why")
+    if len(study.seeds) == 1:
+        notices.append("One seed only: there are no intervals, and no difference is a finding.")
+    return notices + [
+        f"{row['arm']}, seed {row['seed']}: {key} is no number"
+        for row in frame.to_dict("records")
+        for key in study.measures
+        if row["status"] == "finished" and not math.isfinite(row.get(key, math.nan))
+    ]
+
+
+def _clock_notices(curves: Mapping[str, pd.DataFrame]) -> list[str]:
+    return [
+        f"{Path(path).name}: its clock went backwards, so it is not drawn against seconds"
+        for path, rows in curves.items()
+        if not clock_runs_forwards(rows)
+    ]
+
+
+def _origin(experiment: Experiment, record: Mapping[str, Any]) -> list[str]:
+    """Command, code, versions, machine."""
+    lines = [f"Command: {command(experiment)}"]
+    if isinstance(experiment, Study):
+        lines.append(f"Definition: {experiment.fingerprint()[:12]}")
+    if git := record.get("git"):
+        lines.append(f"Code: {git['sha'][:12]}{' with local changes' if git['dirty'] else ''}")
+    for name in ("versions", "machine"):
+        if facts := record.get(name):
+            lines.append(f"{name.title()}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+    return lines
+
+
+def _plain_column(frame: pd.DataFrame, key: str) -> Column:
+    values = frame[key]
+    whole = not pd.api.types.is_numeric_dtype(values) or all(
+        math.isfinite(value) and value == int(value) for value in values.dropna()
+    )
+    return Column(key=key, heading=key, digits=0 if whole else 4)

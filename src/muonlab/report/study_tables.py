@@ -1,0 +1,323 @@
+"""The tables and figures of one study: arms beside the paper, comparisons, searches."""
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from muonlab.report.content import (
+    WARNING_MARK,
+    Column,
+    Curve,
+    CurveFigure,
+    Figure,
+    IntervalFigure,
+    Table,
+)
+from muonlab.study.experiment import Arm, Comparison, Study
+from muonlab.study.statistics import (
+    EQUIVALENCE_MARGIN,
+    Interval,
+    bootstrap_interval,
+    equivalence_p,
+    holm,
+    mean_difference,
+    pair_differences,
+)
+from muonlab.study.tuning import Trial, plan
+
+ARM = Column(key="arm", heading="Arm")
+PROTOCOLS = {"as_published": "as published", "honest": "honest"}
+KNOWN = (
+    Column(key="val/loss", heading="Loss (nats/token)", digits=4, better="lower"),
+    Column(key="val/bits_per_byte", heading="Bits per byte", digits=4, better="lower"),
+    Column(key="val/perplexity", heading="Perplexity", digits=2, better="lower"),
+    Column(key="val/accuracy", heading="Accuracy (%)", digits=2, scale=100, better="higher"),
+    Column(key="tokens_per_second", heading="Tokens/s", better="higher"),
+    Column(key="train_seconds", heading="Training time (s)", digits=1, better="lower"),
+)
+
+
+def measure_column(key: str) -> Column:
+    """Heading, unit and digits of a measure; four digits for one that is not known here."""
+    known = {column.key: column for column in KNOWN}
+    return known.get(key, Column(key=key, heading=key, digits=4))
+
+
+def arm_label(arm: Arm) -> str:
+    """The arm's name, marked where its attention or its split warns of its numbers."""
+    return f"{WARNING_MARK} {arm.name}" if arm_warnings(arm) else arm.name
+
+
+def arm_warnings(arm: Arm) -> tuple[str, ...]:
+    return (*arm.config.model.attention.warnings, *arm.config.data.split.warnings)
+
+
+def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
+    """Mean ± half of its 95 % t interval for every measure, the paper's value beside it."""
+    paper = {row.arm: row.values for row in study.paper}
+    shown = [key for key in study.measures if key in frame]
+    published = {key for values in paper.values() for key in values}
+    labels = list(dict.fromkeys(label for arm in study.arms for label in arm.labels))
+    rows, halves, contenders = [], [], []
+    for arm in study.arms:
+        runs = frame.loc[frame["arm"] == arm.name]
+        finished = list(runs["status"]).count("finished")
+        row: dict[str, object] = {
+            "arm": arm_label(arm),
+            "protocol": PROTOCOLS[arm.protocol],
+            "n": f"{finished} of {len(study.seeds)}",
+        }
+        row |= {label: arm.labels.get(label, math.nan) for label in labels}
+        half: dict[str, float] = {}
+        for key in shown:
+            mean = mean_difference(runs[key])
+            row[key], half[key] = mean.mean, mean.high - mean.mean
+            row[f"paper {key}"] = paper.get(arm.name, {}).get(key, math.nan)
+        rows.append(row)
+        halves.append(half)
+        contenders.append(finished == len(study.seeds) and not arm_warnings(arm))
+    measures: list[Column] = []
+    for key in dict.fromkeys([*shown, *published]):
+        column = measure_column(key)
+        measures += [column] if key in shown else []
+        if key in published and key in shown:
+            heading = f"Paper's {column.heading[0].lower()}{column.heading[1:]}"
+            measures.append(
+                Column(
+                    key=f"paper {key}", heading=heading, digits=column.digits, scale=column.scale
+                )
+            )
+    columns = (
+        ARM,
+        *(Column(key=label, heading=label, digits=4) for label in labels),
+        Column(key="protocol", heading="Protocol"),
+        Column(key="n", heading="Runs"),
+        *measures,
+    )
+    return Table(
+        name="arms",
+        caption="Mean over seeds ± half of its 95 % t interval; one run has none. inf: a run "
+        f"diverged. –: not measured. {caption}",
+        frame=pd.DataFrame(rows),
+        columns=columns,
+        half_widths=pd.DataFrame(halves),
+        contenders=contenders,
+    )
+
+
+def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | None:
+    """Arms that differ in their protocol only, side by side; None where there are none."""
+    measure = measure_column(study.measures[0])
+    by_labels: dict[tuple[tuple[str, str | float], ...], dict[str, float]] = {}
+    for arm in study.arms:
+        values = frame.loc[frame["arm"] == arm.name, measure.key]
+        row = by_labels.setdefault(tuple(arm.labels.items()), {})
+        row[arm.protocol] = mean_difference(values).mean
+    rows = [
+        {"labels": ", ".join(str(value) for _, value in labels), **values}
+        for labels, values in by_labels.items()
+        if labels and len(values) == 2
+    ]
+    if not rows:
+        return None
+    return Table(
+        name="protocols",
+        caption=f"{measure.heading}: the same arms under both protocols. The two losses are of "
+        f"different validation sets, so only their order compares. {caption}",
+        frame=pd.DataFrame(rows),
+        columns=(
+            Column(key="labels", heading="Arm"),
+            Column(key="as_published", heading="As published", digits=measure.digits),
+            Column(key="honest", heading="Honest", digits=measure.digits),
+        ),
+    )
+
+
+def paired(frame: pd.DataFrame, comparison: Comparison) -> np.ndarray:
+    """Arm minus baseline, one a seed; NaN where either has no value."""
+    by_seed = frame.pivot(index="seed", columns="arm", values=comparison.measure)
+    return pair_differences(by_seed[comparison.arm], by_seed[comparison.baseline])
+
+
+def comparisons_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
+    """Every comparison with both intervals, its p corrected over the table, and what it says."""
+    made = [c for c in study.comparisons if c.measure in frame]
+    found = [mean_difference(paired(frame, comparison)) for comparison in made]
+    corrected = holm([difference.p for difference in found])
+    rows = []
+    for comparison, difference, p in zip(made, found, corrected, strict=True):
+        differences = paired(frame, comparison)
+        is_loss = comparison.measure.endswith("/loss")
+        same = equivalence_p(differences) if is_loss else math.nan
+        rows.append(
+            {
+                "comparison": f"{comparison.arm} − {comparison.baseline}",
+                "measure": measure_column(comparison.measure).heading,
+                "mean": difference.mean,
+                "t": interval_text(Interval(low=difference.low, high=difference.high)),
+                "bootstrap": interval_text(bootstrap_interval(differences)),
+                "p": difference.p,
+                "holm": p,
+                "tost": same,
+                "n": str(difference.num_pairs),
+                "paper": math.nan if comparison.paper is None else comparison.paper,
+                "reading": _reading(difference.mean, difference.num_pairs, p, same),
+            }
+        )
+    return Table(
+        name="comparisons",
+        caption="Arm minus baseline, paired by seed. p: paired t test (Wilcoxon's where a run "
+        "diverged), corrected after Holm over this table; TOST: below .05, the losses are equal "
+        f"within ±{EQUIVALENCE_MARGIN} nats. {caption}",
+        frame=pd.DataFrame(rows),
+        columns=(
+            Column(key="comparison", heading="Comparison"),
+            Column(key="measure", heading="Measure"),
+            Column(key="mean", heading="Difference", digits=4),
+            Column(key="t", heading="95 % t interval"),
+            Column(key="bootstrap", heading="95 % bootstrap"),
+            Column(key="p", heading="p", digits=4),
+            Column(key="holm", heading="p (Holm)", digits=4),
+            Column(key="tost", heading="p (TOST)", digits=4),
+            Column(key="n", heading="Pairs"),
+            Column(key="paper", heading="Paper's", digits=4),
+            Column(key="reading", heading="Reading", wraps=True),
+        ),
+    )
+
+
+def interval_text(interval: Interval) -> str:
+    if math.isnan(interval.low):
+        return "none"
+    return f"[{interval.low:+,.4f}, {interval.high:+,.4f}]"
+
+
+def _reading(mean: float, num_pairs: int, p: float, same: float) -> str:
+    if num_pairs == 0:
+        return "no pair of runs yet"
+    if num_pairs == 1:
+        return "one seed: no interval"
+    if same < 0.05:
+        return f"no effect: within ±{EQUIVALENCE_MARGIN}"
+    if math.isinf(mean):
+        return "diverged" if mean > 0 else "the baseline diverged"
+    if p < 0.05:
+        return "lower" if mean < 0 else "higher"
+    return "not told apart"
+
+
+def value_figures(study: Study, frame: pd.DataFrame, caption: str) -> list[Figure]:
+    """The first measure of every arm, and the paired differences, each with its interval."""
+    measure = measure_column(study.measures[0])
+    arms = {
+        arm_label(arm): list(_finite(frame.loc[frame["arm"] == arm.name, measure.key].to_numpy()))
+        for arm in study.arms
+        if measure.key in frame
+    }
+    pairs = {
+        f"{comparison.arm} − {comparison.baseline}": list(_finite(paired(frame, comparison)))
+        for comparison in study.comparisons
+        if comparison.measure == measure.key and measure.key in frame
+    }
+    wanted = (
+        ("values", f"{measure.heading} at the end", measure.heading, arms),
+        ("differences", "Paired differences", f"difference: {measure.heading.lower()}", pairs),
+    )
+    return [
+        IntervalFigure(
+            name=name,
+            title=title,
+            value_label=label,
+            caption="Points: seeds. Marks: mean and its 95 % t interval. Diverged runs are in the "
+            f"table only. {caption}",
+            values={key: values for key, values in groups.items() if values},
+        )
+        for name, title, label, groups in wanted
+        if any(groups.values())
+    ]
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    numbers = np.asarray(values, dtype=float)
+    return numbers[np.isfinite(numbers)]
+
+
+def trials_table(trials: pd.DataFrame, caption: str) -> Table:
+    """Every tuning trial, the chosen ones said so."""
+    fields = [key for key in trials if str(key).startswith("tuned/")]
+    frame = trials.assign(chosen=["chosen" if chosen else "" for chosen in trials["chosen"]])
+    for key in fields:
+        frame[key] = [f"{value:.3g}" if value == value else "" for value in trials[key]]
+    return Table(
+        name="trials",
+        caption=f"Every trial of every search; inf: it diverged. {caption}",
+        frame=frame,
+        columns=(
+            ARM,
+            *(Column(key=str(key), heading=str(key).removeprefix("tuned/")) for key in fields),
+            Column(key="loss", heading="Loss (nats/token)", digits=4),
+            Column(key="status", heading="Status"),
+            Column(key="chosen", heading="Chosen"),
+        ),
+    )
+
+
+def search_figures(study: Study, trials: pd.DataFrame, caption: str) -> Iterator[Figure]:
+    """Loss over every searched field of every arm, the chosen value and the range's edges."""
+    for arm in study.arms:
+        tried = [row for row in trials.to_dict("records") if row["arm"] == arm.name]
+        shown = [row for row in tried if math.isfinite(row["loss"])]
+        if arm.search is None or not shown:
+            continue
+        finished = [
+            Trial(values={key: row[f"tuned/{key}"] for key in arm.search.space}, loss=row["loss"])
+            for row in tried
+            if not math.isnan(row["loss"])
+        ]
+        for field, limits in plan(arm.search, finished).space.items():
+            key = f"tuned/{field}"
+            lost = [f"{row[key]:.3g}" for row in tried if math.isinf(row["loss"])]
+            diverged = f"Diverged at {', '.join(lost)}. " if lost else ""
+            points = {"trials": shown, "chosen": [row for row in shown if row["chosen"]]}
+            yield CurveFigure(
+                name=f"search-{arm.name}-{field}",
+                title=f"{arm.name}: search of {field}",
+                x_label=field,
+                y_label=measure_column(arm.search.measure).heading.lower(),
+                caption=f"Dotted: the edges of the range searched. {diverged}{caption}",
+                curves=[
+                    _trials_curve(name, rows, key, arm.search.seed)
+                    for name, rows in points.items()
+                    if rows
+                ],
+                log_x=True,
+                limits=limits,
+            )
+
+
+def _trials_curve(name: str, rows: Sequence[dict[Hashable, Any]], key: str, seed: int) -> Curve:
+    x, y = np.array(sorted((row[key], row["loss"]) for row in rows)).T
+    return Curve(arm=name, seed=seed, x=x, y=y)
+
+
+def runs_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
+    """Every run that the study asks for, made or not, with its error."""
+    labels = {arm.name: arm_label(arm) for arm in study.arms}
+    measures: Sequence[str] = [key for key in study.measures if key in frame]
+    warned = {arm.name for arm in study.arms if arm_warnings(arm)}
+    return Table(
+        name="runs",
+        caption=f"Every run at its end. {caption}",
+        frame=frame.assign(arm=[labels[name] for name in frame["arm"]]),
+        columns=(
+            ARM,
+            Column(key="seed", heading="Seed"),
+            *map(measure_column, measures),
+            Column(key="status", heading="Status"),
+            Column(key="error", heading="Error", wraps=True),
+        ),
+        contenders=[name not in warned for name in frame["arm"]],
+    )
