@@ -8,6 +8,7 @@ the builtin corpus, the batch is one pass instead of four micro-batches.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 from muonlab.config import LearningRateConfig, OptimizerConfig, RunConfig, TrainConfig
 from muonlab.data import DataConfig, DocumentSplit, LeakyWindowSplit, TrainBPE
@@ -93,8 +94,16 @@ def attention(kind: str, config: RunConfig, num_latents: int | None = None) -> A
 
 
 def _scaled(
-    *, vocab_size: int, dim: int, num_layers: int, length: int, batch: int
+    *,
+    vocab_size: int,
+    dim: int,
+    num_layers: int,
+    length: int,
+    batch: int,
+    dtype: Literal["fp32", "bf16"],
 ) -> Callable[[], RunConfig]:
+    """The dtype is settled here: timing it anew for each run could part a pair of arms."""
+
     def make() -> RunConfig:
         corpus_tokens = round(batch * length * UPDATES / 24.6)
         return RunConfig(
@@ -117,15 +126,17 @@ def _scaled(
             ),
             optimizer=P2_MUON,
             learning_rate=P2Config(),
-            train=TrainConfig(batch_size=batch, sequence_length=length, evaluate_batches=10),
+            train=TrainConfig(
+                batch_size=batch, sequence_length=length, dtype=dtype, evaluate_batches=10
+            ),
         )
 
     return make
 
 
 _PUBLISHED: dict[Scale, Callable[[], RunConfig]] = {
-    "nano": _scaled(vocab_size=512, dim=64, num_layers=2, length=128, batch=12),
-    "small": _scaled(vocab_size=4096, dim=128, num_layers=4, length=256, batch=12),
+    "nano": _scaled(vocab_size=512, dim=64, num_layers=2, length=128, batch=12, dtype="fp32"),
+    "small": _scaled(vocab_size=4096, dim=128, num_layers=4, length=256, batch=12, dtype="bf16"),
     "paper": p2,
 }
 
