@@ -72,7 +72,10 @@ def test_a_dense_model_generates_in_bf16():
     assert [len(row) for row in rows] == [12, 12, 12]
 
 
-@pytest.mark.parametrize("attention", [MHSAConfig(num_heads=4), MLAConfig(num_heads=4)])
+@pytest.mark.parametrize(
+    "attention",
+    [MHSAConfig(num_heads=4), MLAConfig(num_heads=4, qk_norm=True), MLAConfig(kv_rank=20)],
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_weights_cast_once_give_what_casting_at_every_step_gives(attention, batch):
     tokens = torch.randint(VOCAB, (batch, 9), generator=torch.Generator().manual_seed(0))

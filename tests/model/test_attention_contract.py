@@ -175,6 +175,25 @@ def test_ragged_rows_decode_as_if_alone(config: AttentionConfig, lengths: list[i
             torch.testing.assert_close(out[i, : valid[i]], expected, rtol=1e-9, atol=1e-9)
 
 
+@every_causal
+def test_a_row_may_sit_out_a_chunk(config: AttentionConfig):
+    """Later chunks of long prompts: rows whose prompt is already read have no valid token."""
+    module = build(config)
+    x = tokens(config, 2, 40)
+    state = module.new_state(2, 40, x)
+    lengths = [0, 0]
+    for valid in ([9, 5], [9, 0], [8, 0], [1, 1], [3, 3]):
+        size = max(valid)
+        padded = torch.full((2, size, x.shape[-1]), 7.0, dtype=x.dtype)
+        for i in range(2):
+            padded[i, : valid[i]] = x[i, lengths[i] : lengths[i] + valid[i]]
+        out = module.decode(padded, state, Chunk.after(lengths, size, x.device, valid))
+        for i in range(2):
+            start, lengths[i] = lengths[i], lengths[i] + valid[i]
+            expected = module(x[i : i + 1, : lengths[i]])[0, start:]
+            torch.testing.assert_close(out[i, : valid[i]], expected, rtol=1e-9, atol=1e-9)
+
+
 @every
 def test_rows_of_a_batch_are_independent(config: AttentionConfig):
     module = build(config)

@@ -55,6 +55,21 @@ def loop(layer: MoE, tokens: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 5, 32, 33])
+@pytest.mark.parametrize("shared", [0, 1])
+@torch.no_grad()
+def test_decoding_equals_the_per_token_loop(num_tokens: int, shared: int):
+    """The forms for one token, for a few, for few enough to meet every expert, and for many."""
+    config = MoEConfig(
+        hidden_dim=4, num_experts=6, gated=True, num_shared_experts=shared, routed_scale=1.5,
+        gate="sigmoid", balancing="bias",
+    )  # fmt: skip
+    layer = build(config)
+    tokens = torch.randn(num_tokens, DIM, dtype=torch.float64)
+    actual = layer.decode(tokens.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(actual, loop(layer, tokens), rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("gate", "balancing", "shared", "gated", "activation"),
     list(

@@ -32,7 +32,7 @@ def latent_config(size: str, max_length: int) -> ModelConfig:
         dim=dim,
         num_layers=num_layers,
         max_length=max_length,
-        attention=MLAConfig(num_heads=8, kv_rank=dim // 6, rope_dim=32),
+        attention=MLAConfig(num_heads=8, kv_rank=dim // 8, rope_dim=dim // 24),
         ffn=MoEConfig(
             hidden_dim=hidden_dim,
             gated=True,
@@ -130,7 +130,7 @@ def bench_decode(
         name: _continue(models[name], states[name], context) for name in models
     }
     for name, peer in (peers or {}).items():
-        calls[name] = peer(models[LATENT], batch, context)
+        calls[name] = peer(latent.build(seed=0).to(dtype), batch, context)
     bandwidth = measure_rates(default_device()).memory_bytes_per_second
     state_bytes = {name: state.num_bytes() for name, state in states.items()}
     return DecodeReport(

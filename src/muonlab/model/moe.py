@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from muonlab.model.dropout import Dropout
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
 from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
-from muonlab.model.layers import Linear, linear
+from muonlab.model.layers import Linear
+
+# Up to here every expert's products take as long as reading its weights: the tokens that are not
+# its own cost nothing, sorting would (measured on a CPU: 3.0 x faster in bf16, even in fp32).
+READING_BOUND_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +180,12 @@ class MoE(nn.Module):
         """(…, D) -> (…, D) without the report; one token reads only its own experts' weights."""
         tokens = x.flatten(0, -2)  # (N, D)
         gates, experts, _ = self._route(self._logits(tokens))
-        mix = self._mix_one if tokens.shape[0] == 1 else self._mix
+        N, K = gates.shape
+        mix = self._mix
+        if N == 1:
+            mix = self._mix_one
+        elif N <= READING_BOUND_TOKENS and self.config.num_experts <= N * K:
+            mix = self._mix_everywhere
         return mix(tokens, gates, experts).view_as(x)
 
     def _mix(self, tokens: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
@@ -188,14 +197,30 @@ class MoE(nn.Module):
         out = combine(grouped_linear(hidden, self.out, slots), gates, slots)
         return out if self.shared is None else out + self.shared(tokens)
 
-    def _mix_one(self, token: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+    def _mix_everywhere(self, tokens: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+        """`_mix` with every token sent to every expert, and gates of zero: nothing is sorted."""
+        config = self.config
+        gate_of = gates.new_zeros(len(tokens), config.num_experts).scatter_(1, experts, gates)
+        hidden = torch.mm(self.expand.to(tokens.dtype).flatten(0, 1), tokens.T)  # (E·F, N)
+        hidden = hidden.unflatten(0, (config.num_experts, -1)).mT  # (E, N, F)
+        hidden = activate(hidden, config.activation, config.gated)
+        out = torch.bmm(self.out.to(tokens.dtype), hidden.mT)  # (E, D, N)
+        out = (out * gate_of.to(out.dtype).T.unsqueeze(1)).sum(0).T
+        return out if self.shared is None else out + self.shared(tokens)
+
+    def _mix_one(self, tokens: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
         """`_mix` of one token (1, D) without the cost of grouping."""
+        config, dtype = self.config, tokens.dtype
+        expand, project, token = self.expand, self.out, tokens[0]
         chosen = experts[0].tolist()
-        hidden = torch.cat([linear(token, self.expand[expert]) for expert in chosen])  # (K, F)
-        hidden = activate(hidden, self.config.activation, self.config.gated).split(1)
-        rows = [linear(row, self.out[expert]) for row, expert in zip(hidden, chosen, strict=True)]
-        out = (gates.T * torch.cat(rows)).sum(0, keepdim=True).to(token.dtype)
-        return out if self.shared is None else out + self.shared(token)
+        hidden = token.new_empty(len(chosen), expand.shape[1])
+        for expert, row in zip(chosen, hidden.unbind(), strict=True):
+            torch.mv(expand[expert].to(dtype), token, out=row)
+        hidden = activate(hidden, config.activation, config.gated).unbind()
+        out = torch.zeros_like(token) if self.shared is None else self.shared(tokens)[0]
+        for expert, gate, row in zip(chosen, gates[0].tolist(), hidden, strict=True):
+            out.addmv_(project[expert].to(dtype), row, alpha=gate)
+        return out.unsqueeze(0)
 
     def _logits(self, tokens: Tensor) -> Tensor:
         """Router logits (N, E), in fp32 whatever the compute dtype."""
@@ -210,7 +235,9 @@ class MoE(nn.Module):
         gates = scores.gather(-1, experts)
         if config.normalize_gates:
             gates = gates / gates.sum(-1, keepdim=True).clamp_min(1e-20)
-        return gates * config.routed_scale, experts, scores
+        if config.routed_scale != 1:
+            gates = gates * config.routed_scale
+        return gates, experts, scores
 
     def _report(self, logits: Tensor, experts: Tensor, scores: Tensor) -> RouterOutput:
         config = self.config

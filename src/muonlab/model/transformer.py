@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from muonlab.model.attention import AttentionConfig, MHSAConfig
+from muonlab.model.attention.mla import MLA
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.cache import Chunk, DecodingState
 from muonlab.model.dropout import Dropout
@@ -151,12 +152,16 @@ class LanguageModel(nn.Module):
         return self.head(self._hidden(tokens, None)[0]).float()
 
     def for_inference(self, dtype: torch.dtype) -> "LanguageModel":
-        """Hold the matrices in the dtype that they are multiplied in; this model then only runs.
+        """Hold the matrices as they are multiplied; this model then only runs.
 
-        Norms and routers keep their fp32 weights: they compute in fp32 always.
+        They are in ``dtype``, and those of latent attention absorbed where that is faster: train
+        and export before. Norms and routers keep their fp32 weights: they compute in fp32 always.
         """
         self.eval().requires_grad_(False)
         self.compute_dtype = dtype
+        for block in self.layers():
+            if isinstance(block.attention, MLA):
+                block.attention = block.attention.for_inference(dtype)
         routers = {id(m.router.weight) for m in self.modules() if isinstance(m, MoE)}
         for parameter in self.parameters():
             if parameter.ndim > 1 and id(parameter) not in routers:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from muonlab.model.attention.absorbed_mla import AbsorbedMLA
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.attention.softmax import causal_attention, kept_probabilities
 from muonlab.model.cache import Chunk, LatentCache
@@ -149,6 +150,26 @@ class MLA(nn.Module):
             "kv_down.weight": down,
             "kv_up.weight": up,
         }
+
+    def for_inference(self, dtype: torch.dtype) -> "MLA | AbsorbedMLA":
+        """The form that runs fastest: absorbed, unless a norm stands between or it reads more."""
+        absorbs = isinstance(self.query, Linear) and isinstance(self.query_norm, nn.Identity)
+        if not absorbs or self.kv_rank > 2 * self.head_dim:
+            return self
+        H = self.num_heads
+        up_keys, up_values = self.kv_up.weight.view(2, H, -1, self.kv_rank).unbind(0)
+        return AbsorbedMLA(
+            query=self.query.weight.unflatten(0, (H, -1)),
+            kv_down=self.kv_down.weight,
+            latent_scale=self.latent_norm.weight,
+            up_keys=up_keys,
+            up_values=up_values,
+            out=self.out.weight,
+            scale=self.scale,
+            norm_eps=self.latent_norm.eps,
+            rotary=self.rotary,
+            dtype=dtype,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._attend_expanded(*self._project(x, None))
