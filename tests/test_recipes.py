@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from muonlab.config import from_json, override, to_json
+from muonlab.export.families import family_of
 from muonlab.model.accounting import account
 from muonlab.optim import Muon
 from muonlab.recipes import RECIPES, describe_recipes, recipe
@@ -58,6 +59,8 @@ def test_p1_sizes_are_their_names_and_dense_twins_are_as_large(name: str) -> Non
     assert (dense.train, dense.data) == (moe.train, moe.data)
     assert dense.learning_rate == moe.learning_rate
     assert dense.optimizer == moe.optimizer
+    assert family_of(moe.model).architecture == "DeepseekV3ForCausalLM"
+    assert family_of(dense.model).architecture == "LlamaForCausalLM"
 
 
 def test_the_pair_differs_in_the_optimizer_only() -> None:

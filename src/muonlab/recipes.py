@@ -173,7 +173,12 @@ def _p1(name: str, *, dim: int, num_layers: int, heads: int, hidden_dim: int) ->
             max_length=1024,
             attention=MLAConfig(num_heads=heads, kv_rank=dim // 4, rope_dim=dim // heads // 2),
             ffn=MoEConfig(
-                hidden_dim=hidden_dim, num_experts=8, top_k=2, num_shared_experts=1, gated=True
+                hidden_dim=hidden_dim,
+                num_experts=8,
+                top_k=2,
+                num_shared_experts=1,
+                gated=True,
+                gate="sigmoid",  # as in DeepSeek-V3, which the export needs
             ),
         ),
         data=DataConfig(
