@@ -13,11 +13,13 @@ from tyro.extras import SubcommandApp
 from muonlab.cli.options import CACHE_DIR, CacheDir
 from muonlab.config import RunConfig, to_dict
 from muonlab.papers import EXPERIMENTS
+from muonlab.report.claims import RESULTS
+from muonlab.report.study import write_study
 from muonlab.study.cost import estimate
 from muonlab.study.engine import Resources, run_measurement, run_study
 from muonlab.study.executors import ExecutorName, default_workers
 from muonlab.study.experiment import Arm, Experiment, Measurement, Scale, Study
-from muonlab.study.plan import ROOT, Plan
+from muonlab.study.plan import ROOT, Plan, folder_name
 from muonlab.study.record import status as study_status
 
 application = SubcommandApp()
@@ -98,6 +100,22 @@ def status(
             tuned.append("the definition has changed since its runs were made")
         table.add_row(name, *counts, "\n".join(tuned))
     Console().print(table)
+
+
+@application.command
+def report(
+    studies: StudyNames = (),
+    /,
+    *,
+    scale: AtScale = "small",
+    runs_dir: StudiesDir = ROOT,
+    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS,
+) -> None:
+    """Write the reports of studies, whatever of their runs there is: a page, Markdown, CSV."""
+    for name in studies or EXPERIMENTS:
+        experiment = find(name, scale)
+        page = write_study(experiment, runs_dir, results_dir / folder_name(experiment))
+        Console(markup=False, highlight=False, soft_wrap=True).print(f"wrote {page}")
 
 
 @application.command

@@ -22,7 +22,8 @@ class Column:
     """One column of a table: its key in the frame, its heading with the unit, its digits.
 
     A value is shown times ``scale``. ``better`` lets the best value of the column stand out.
-    ``wraps``: its cells are sentences.
+    ``wraps``: its cells are sentences. ``links``: the key of another column, which holds the
+    directory of the report that a cell leads to.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Column:
     scale: float = 1.0
     better: Literal["lower", "higher"] | None = None
     wraps: bool = False
+    links: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class Cell:
     text: str
     sort_by: float | str | None
     best: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +81,10 @@ class Table:
         if self.half_widths is not None and column.key in self.half_widths:
             halves = list(self.half_widths[column.key])
         best = self._best(column, values)
+        links = list(self.frame[column.links]) if column.links else [""] * len(values)
         return [
-            _cell(value, half, column, best) for value, half in zip(values, halves, strict=True)
+            _cell(value, half, column, best, link)
+            for value, half, link in zip(values, halves, links, strict=True)
         ]
 
     def _best(self, column: Column, values: Sequence[float | str]) -> float | None:
@@ -94,9 +99,9 @@ class Table:
         return min(numbers) if column.better == "lower" else max(numbers)
 
 
-def _cell(value: float | str, half: float, column: Column, best: float | None) -> Cell:
+def _cell(value: float | str, half: float, column: Column, best: float | None, link: str) -> Cell:
     if isinstance(value, str):
-        return Cell(text=value, sort_by=value)
+        return Cell(text=value, sort_by=value, link=link)
     if math.isnan(value):
         return Cell(text="–", sort_by=None)
     text = f"{value * column.scale:,.{column.digits}f}"

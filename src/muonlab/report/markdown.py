@@ -49,7 +49,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    return f"**{_text(cell.text)}**" if cell.best else _text(cell.text)
+    text = f"[{_text(cell.text)}]({cell.link}report.md)" if cell.link else _text(cell.text)
+    return f"**{text}**" if cell.best else text
 
 
 def _samples(samples: Samples) -> Iterator[str]:

@@ -1,0 +1,183 @@
+"""The ledger: every claim with the paper's value, ours, and the verdict that runs on disk gave."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from muonlab.papers import EXPERIMENTS
+from muonlab.papers.claims import CLAIMS, Claim
+from muonlab.report.content import Column, Report, Section, Table
+from muonlab.report.files import write_report
+from muonlab.report.verdicts import signed
+from muonlab.study.experiment import SCALES, Verdict, VerdictName
+
+RESULTS = Path("results")
+THEORY = Path("runs/theory")
+VERDICTS = "verdicts.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A row of the ledger. Without a verdict, ``sentence`` says what is missing.
+
+    ``source``: where the verdict was read; ``directory``: of the report behind it, below the
+    results, or empty.
+    """
+
+    claim: Claim
+    verdict: VerdictName | None
+    sentence: str
+    ours: str = ""
+    source: str = ""
+    directory: str = ""
+
+
+def ledger(studies: Path, results: Path = RESULTS, theory: Path = THEORY) -> list[Entry]:
+    """Every claim's rows: what runs below ``studies`` and ``theory`` say, else committed results.
+
+    A conclusive verdict goes before an inconclusive one, then the larger scale, then own runs
+    before committed results. A damaged file is a row that says so.
+    """
+    return [entry for claim in CLAIMS for entry in _entries(claim, studies, results, theory)]
+
+
+def ledger_table(entries: list[Entry]) -> Table:
+    columns = (
+        Column(key="claim", heading="Claim"),
+        Column(key="text", heading="What it says", wraps=True),
+        Column(key="paper", heading="Paper", wraps=True),
+        Column(key="ours", heading="Ours", wraps=True),
+        Column(key="verdict", heading="Verdict"),
+        Column(key="sentence", heading="Why", wraps=True),
+        Column(key="source", heading="Runs behind it", wraps=True, links="directory"),
+    )
+    rows = [
+        {
+            "claim": entry.claim.id,
+            "text": entry.claim.text,
+            "paper": entry.claim.value,
+            "ours": entry.ours,
+            "verdict": signed(entry.verdict) if entry.verdict else "– not yet",
+            "sentence": entry.sentence,
+            "source": entry.source,
+            "directory": f"../{entry.directory}/" if entry.directory else "",
+        }
+        for entry in entries
+    ]
+    return Table(
+        name="claims",
+        caption="Verdicts are made by the experiments' own code from runs on disk.",
+        frame=pd.DataFrame(rows),
+        columns=columns,
+    )
+
+
+def write_ledger(entries: list[Entry], directory: Path) -> Path:
+    """The page for all studies, beside their reports; returns the page's path."""
+    judged = [entry for entry in entries if entry.verdict]
+    report = Report(
+        title="Claims",
+        introduction=f"{len(CLAIMS)} claims of two papers, "
+        f"{len({entry.claim.id for entry in judged})} of them with a verdict.",
+        sections=[
+            Section(
+                title="P1: Muon for training language models, with latent attention and experts",
+                items=[ledger_table([entry for entry in entries if entry.claim.paper == "P1"])],
+            ),
+            Section(
+                title="P2: Muon against AdamW, and latent attention, at 500,000 tokens",
+                items=[ledger_table([entry for entry in entries if entry.claim.paper == "P2"])],
+            ),
+        ],
+    )
+    verdicts = [
+        Verdict(
+            claim=entry.claim.id,
+            verdict=entry.verdict,
+            sentence=entry.sentence,
+            paper=entry.claim.value,
+            ours=entry.ours,
+        )
+        for entry in judged
+        if entry.verdict
+    ]
+    return write_report(report, directory, ledger_table(entries).frame, verdicts)
+
+
+def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[Entry]:
+    found: list[tuple[tuple[bool, int, bool], list[Entry]]] = []
+    for name in claim.experiments:
+        for rank, own, path in _places(name, studies, results, theory):
+            if entries := list(_read(claim, path, results)):
+                conclusive = any(e.verdict not in (None, "inconclusive") for e in entries)
+                found.append(((conclusive, rank, own), entries))
+    if found:
+        return max(found, key=lambda item: item[0])[1]
+    return [Entry(claim=claim, verdict=None, sentence=_missing(claim))]
+
+
+def _places(
+    name: str, studies: Path, results: Path, theory: Path
+) -> Iterator[tuple[int, bool, Path]]:
+    """Files that may hold its verdicts: how large a scale, whether from own runs, where."""
+    kind, _, check = name.partition(" ")
+    if check:
+        yield 0, True, theory / check / "outcome.json"
+        yield 0, False, results / kind / check / "outcome.json"
+        return
+    yield 0, False, results / name / VERDICTS
+    for rank, scale in enumerate(SCALES):
+        yield rank, True, studies / f"{name}.{scale}" / VERDICTS
+        yield rank, False, results / f"{name}.{scale}" / VERDICTS
+
+
+def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
+    if not path.exists():
+        return
+    folder = path.parent
+    report = results / (f"theory/{folder.name}" if path.name == "outcome.json" else folder.name)
+    directory = report.relative_to(results).as_posix() if report.is_dir() else ""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        for verdict in facts if isinstance(facts, list) else [facts]:
+            if verdict["claim"] == claim.id:
+                if verdict["verdict"] not in get_args(VerdictName):
+                    raise ValueError(f"{verdict['verdict']!r} is no verdict")
+                yield Entry(
+                    claim=claim,
+                    verdict=verdict["verdict"],
+                    sentence=verdict["sentence"],
+                    ours=verdict.get("ours", ""),
+                    source=_source(folder),
+                    directory=directory,
+                )
+    except (ValueError, KeyError, TypeError) as error:
+        yield Entry(claim=claim, verdict=None, sentence=f"{path} is damaged: {error}")
+
+
+def _source(folder: Path) -> str:
+    """The folder, with its number of runs where it says one."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        runs = [run for arm in record["arms"].values() for run in arm["runs"]]
+        return f"{folder} ({len(runs)} runs)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return str(folder)
+
+
+def _missing(claim: Claim) -> str:
+    """What to do for a verdict."""
+    commands = []
+    for name in claim.experiments:
+        kind, _, check = name.partition(" ")
+        if check:
+            commands.append(f"{kind} run {check}")
+        elif name in EXPERIMENTS:
+            commands.append(f"study run {name}")
+    if not commands:
+        return "No experiment judges it yet."
+    return "Not run yet: " + ", ".join(f"muonlab {command}" for command in commands)
