@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _application() -> SubcommandApp:
-    from muonlab.cli import bench, data, inspect, models, optim, runs, study
+    from muonlab.cli import bench, data, inspect, models, optim, runs, study, theory
     from muonlab.cli.demo import demo
 
     application = SubcommandApp()
@@ -67,6 +67,7 @@ def _application() -> SubcommandApp:
     application.command(study.application, name="study", help="The papers' experiments.")
     application.command(optim.application, name="optim", help="The optimizer's polynomials.")
     application.command(bench.application, name="bench", help="Measurements on this machine.")
+    application.command(theory.application, name="theory", help="The papers' theorems, executed.")
     return application
 
 

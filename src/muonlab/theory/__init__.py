@@ -1,0 +1,1 @@
+"""What the papers say of Muon in words, each as an experiment that can fail."""
