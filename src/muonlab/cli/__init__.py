@@ -52,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _application() -> SubcommandApp:
     from muonlab.cli import bench, data, inspect, models, optim, runs, study, theory
+    from muonlab.cli.claims import list_claims
     from muonlab.cli.demo import demo
 
     application = SubcommandApp()
@@ -65,6 +66,7 @@ def _application() -> SubcommandApp:
     application.command(name="generate")(models.generate_from_run)
     application.command(name="export")(models.export_run)
     application.command(study.application, name="study", help="The papers' experiments.")
+    application.command(name="claims")(list_claims)
     application.command(optim.application, name="optim", help="The optimizer's polynomials.")
     application.command(bench.application, name="bench", help="Measurements on this machine.")
     application.command(theory.application, name="theory", help="The papers' theorems, executed.")
