@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
+import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -50,7 +52,9 @@ def test_every_experiment_can_be_made_at_every_scale(name, scale):
         assert from_json(to_json(run)) == run
         fingerprints.add(run.fingerprint())
     assert len(fingerprints) == len(experiment.arms) - tuned_alike(experiment)
-    assert experiment.fingerprint() == EXPERIMENTS[name](scale).fingerprint()
+    again = EXPERIMENTS[name](scale)
+    assert isinstance(again, Study)
+    assert experiment.fingerprint() == again.fingerprint()
 
 
 def tuned_alike(study):
@@ -66,7 +70,9 @@ def test_only_the_published_protocol_leaks(name):
         assert leaky == (arm.protocol == "as_published")
 
 
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "p2-leak"])
+@pytest.mark.parametrize(
+    "name", [name for name in STUDIES if name not in ("p2-leak", "p1-compute")]
+)
 def test_the_two_protocols_train_the_same_arms(name):
     arms = study_of(name).arms
     by_protocol = {
@@ -180,7 +186,42 @@ def test_published_text_is_read_as_often_as_in_the_paper():
         study = study_of("p2-table1", scale)
         config = study.arm("muon-250-published").config
         seen = config.train.steps * config.train.batch_size * config.train.sequence_length
+        assert config.data.max_tokens is not None
         assert seen / config.data.max_tokens == pytest.approx(24.6, rel=0.01)
     paper = study_of("p2-table1", "paper").arm("muon-250-published").config
+    assert paper.data.max_tokens is not None
     assert 250 * 96 * 512 / paper.data.max_tokens == pytest.approx(24.6, rel=0.01)
     assert dataclasses.replace(paper, seed=42, name="p2", variant="muon").model.dim == 384
+
+
+def compute_frame(ratio, seeds=range(5)):
+    """Runs in which Muon needs ``ratio`` of the updates that any AdamW does."""
+    study = study_of("p1-compute")
+    rng = np.random.default_rng(0)
+    rows = []
+    for arm in study.arms:
+        steps = arm.config.train.steps / (ratio if arm.labels["optimizer"] == "muon" else 1)
+        for seed in seeds:
+            row = {"arm": arm.name, "seed": seed, "status": "finished", **arm.labels}
+            loss = 2.5 + 30 / steps**0.6 + 0.01 * seed + 0.002 * rng.standard_normal()
+            rows.append(row | {"val/loss": loss, "train_seconds": 0.1 * arm.config.train.steps})
+    return study, pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(0.45, "reproduced"), (0.75, "direction only"), (1.25, "refuted")]
+)
+def test_the_cost_of_reaching_the_baselines_loss_is_found(ratio, expected):
+    study, frame = compute_frame(ratio)
+    (verdict,) = study.judge(frame)
+    assert verdict.verdict == expected
+    found = re.search(r"(\d+)% \[[^]]*\] of its tokens", verdict.sentence)
+    assert found is not None
+    assert float(found[1]) / 100 == pytest.approx(ratio, abs=0.05)
+
+
+def test_compute_needs_two_seeds_with_all_their_runs():
+    study, frame = compute_frame(0.5, seeds=range(2))
+    assert study.judge(frame)[0].verdict != "inconclusive"
+    frame.loc[3, "status"] = "missing"
+    assert study.judge(frame)[0].verdict == "inconclusive"

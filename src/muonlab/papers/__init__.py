@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+from muonlab.papers.p1 import compute
 from muonlab.papers.p2_attention import crossover, latents, leak, table4
 from muonlab.papers.p2_measured import MEASUREMENTS
 from muonlab.papers.p2_optimizer import table1, table2, table3
 from muonlab.study.experiment import Experiment, Scale
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
+    "p1-compute": compute,
     "p2-table1": table1,
     "p2-table2": table2,
     "p2-table3": table3,

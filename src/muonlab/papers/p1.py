@@ -1,0 +1,174 @@
+"""P1's headline as a study (arXiv 2509.24406): what it costs Muon to reach AdamW's loss."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.optim.config import AdamWConfig, MuonConfig
+from muonlab.papers.scales import LEARNING_RATE, base, with_optimizer, with_updates
+from muonlab.recipes import p1_125m, small
+from muonlab.study.cost import model_flops
+from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict, VerdictName
+from muonlab.study.targets import Budgets, CostRatio, cost_ratio
+
+SEEDS = (0, 1, 2, 3, 4)
+BUDGETS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 4 / 3)  # of AdamW's updates
+BASELINE = "adamw"
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    BASELINE: AdamWConfig(),
+    "adamw-groups": AdamWConfig(other_lr_ratio=0.3),
+    "muon": MuonConfig(),
+    "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
+}
+RANGES = {"adamw": (5e-4, 2e-2), "adamw-groups": (5e-4, 2e-2)}  # equal volumes, log scale
+DEFAULT_RANGE = (2e-3, 8e-2)
+CLAIMED = (0.48, 0.52)
+
+
+def _nano() -> RunConfig:
+    config = base("nano", "honest")
+    ffn = dataclasses.replace(config.model.ffn, router_noise=0.0)
+    return dataclasses.replace(
+        config, model=dataclasses.replace(config.model, dropout=0.0, ffn=ffn)
+    )
+
+
+_BASES: dict[Scale, tuple[Callable[[], RunConfig], int]] = {  # and the updates of budget 1
+    "nano": (_nano, 300),
+    "small": (small, 300),
+    "paper": (p1_125m, 10_000),
+}
+
+
+def compute(scale: Scale) -> Study:
+    """Every optimizer at six budgets, each a run annealed to zero within it."""
+    make, updates = _BASES[scale]
+    arms = []
+    for name, optimizer in OPTIMIZERS.items():
+        for budget in BUDGETS:
+            config = with_updates(make(), round(budget * updates))
+            arms.append(
+                Arm(
+                    name=_arm(name, budget),
+                    labels={"optimizer": name, "budget": budget},
+                    config=with_optimizer(config, optimizer),
+                    search=Search(space={LEARNING_RATE: RANGES.get(name, DEFAULT_RANGE)})
+                    if budget == 1
+                    else None,
+                    tuned_as=_arm(name, 1.0) if budget != 1 else None,
+                )
+            )
+    configs = {arm.name: arm.config for arm in arms}
+
+    def judge(frame: pd.DataFrame) -> list[Verdict]:
+        return [_compute_verdict(frame, configs, scale)]
+
+    return Study(
+        name="p1-compute",
+        scale=scale,
+        question="With how much of AdamW's compute does Muon reach AdamW's loss?",
+        claims=("P1-compute",),
+        arms=tuple(arms),
+        seeds=SEEDS,
+        judge=judge,
+        comparisons=tuple(
+            Comparison(arm=_arm(name, 1.0), baseline=_arm(BASELINE, 1.0))
+            for name in OPTIMIZERS
+            if name != BASELINE
+        ),
+        notes=(
+            "Each budget is a run of its own, annealed to zero. Learning rates are tuned at budget "
+            "1 with the same number of trials for every optimizer over equal log ranges; weight "
+            "decay, momentum and warm-up are the defaults of the recipes.",
+            "The placebo orthogonalises to the same norm with a scrambled spectrum: its gains are "
+            "not due to equal singular values.",
+        ),
+    )
+
+
+def _arm(optimizer: str, budget: float) -> str:
+    return f"{optimizer}-{budget:.2f}"
+
+
+def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: Scale) -> Verdict:
+    """From the cost in FLOPs, the optimizer's own included, by the fitted power law.
+
+    Where the 95 % interval of the ratio lies below 1: reproduced if it meets the claimed interval,
+    else direction only. Refuted where it lies above 1 (a miss counts as infinite); inconclusive
+    otherwise.
+    """
+    complete = [seed for seed, runs in frame.groupby("seed") if (runs["status"] != "missing").all()]
+    if len(complete) < 2:
+        return Verdict(
+            claim="P1-compute",
+            verdict="inconclusive",
+            sentence=f"At {scale} scale, {len(complete)} seeds have all their runs; 2 are needed.",
+        )
+    chosen = frame.loc[frame["seed"].isin(complete), :]
+    flops = {name: _budgets(chosen, name, _flops(configs, name)) for name in OPTIMIZERS}
+    ratios = {name: _ratio(flops[name], flops[BASELINE]) for name in OPTIMIZERS if name != BASELINE}
+    muon = ratios["muon"]
+    seconds = {name: _budgets(chosen, name, _seconds(chosen, name)) for name in ("muon", BASELINE)}
+    updates = {name: _budgets(chosen, name, _updates(configs, name)) for name in ("muon", BASELINE)}
+    others = "; ".join(f"{name} {_text(ratio)}" for name, ratio in ratios.items() if name != "muon")
+    interpolated = _ratio(flops["muon"], flops[BASELINE], "interpolation")
+    return Verdict(
+        claim="P1-compute",
+        verdict=_verdict(muon),
+        sentence=f"To reach AdamW's loss of {muon.target:.3f} nats at {scale} scale, Muon takes "
+        f"{_text(muon)} of AdamW's FLOPs, its own included (by interpolation "
+        f"{_text(interpolated)}), {_text(_ratio(updates['muon'], updates[BASELINE]))} of its "
+        f"tokens and {_text(_ratio(seconds['muon'], seconds[BASELINE]))} of its time; {others} of "
+        f"its FLOPs (n = {len(complete)} seeds).",
+        paper="48 to 52 % of the compute",
+        ours=f"{_text(muon)} of the FLOPs",
+    )
+
+
+def _verdict(ratio: CostRatio) -> VerdictName:
+    if ratio.high < 1:
+        meets = ratio.low <= CLAIMED[1] and ratio.high >= CLAIMED[0]
+        return "reproduced" if meets else "direction only"
+    return "refuted" if ratio.low > 1 else "inconclusive"
+
+
+def _budgets(frame: pd.DataFrame, optimizer: str, costs: list[float]) -> Budgets:
+    rows = frame.loc[frame["optimizer"] == optimizer, :]
+    losses = rows.pivot_table(index="seed", columns="budget", values="val/loss", dropna=False)
+    return Budgets(costs=np.array(costs), losses=losses.to_numpy(dtype=float))
+
+
+def _updates(configs: dict[str, RunConfig], optimizer: str) -> list[float]:
+    return [float(configs[_arm(optimizer, budget)].train.steps) for budget in BUDGETS]
+
+
+def _flops(configs: dict[str, RunConfig], optimizer: str) -> list[float]:
+    costs = []
+    for budget in BUDGETS:
+        config = configs[_arm(optimizer, budget)]
+        step = config.optimizer.build(config.model.build(0, "meta")).step_flops()
+        costs.append(model_flops(config) + config.train.steps * step)
+    return costs
+
+
+def _seconds(frame: pd.DataFrame, optimizer: str) -> list[float]:
+    """Median training time of each budget, made rising where the machine's noise is larger."""
+    rows = frame.loc[frame["optimizer"] == optimizer, :]
+    medians = rows.groupby("budget")["train_seconds"].median().to_numpy(dtype=float)
+    return list(np.maximum.accumulate(medians) * (1 + 1e-9 * np.arange(len(medians))))
+
+
+def _ratio(arm: Budgets, baseline: Budgets, method: str = "fit") -> CostRatio:
+    reference = float(baseline.costs[BUDGETS.index(1.0)])
+    return cost_ratio(arm, baseline, reference=reference, method=method)  # type: ignore[arg-type]
+
+
+def _text(ratio: CostRatio) -> str:
+    def percent(value: float) -> str:
+        return "more than was tried" if math.isinf(value) else f"{value:.0%}"
+
+    return f"{percent(ratio.ratio)} [{percent(ratio.low)}, {percent(ratio.high)}]"
