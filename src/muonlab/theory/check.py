@@ -192,4 +192,5 @@ def judge(measures: Sequence[Measure]) -> tuple[Verdict, str]:
 
 
 def _finding(measure: Measure) -> str:
-    return f"{measure.name} is {measure.value:.3g} (expected {measure.expected})"
+    value = measure.value if abs(measure.value) > 1e-12 else 0.0  # rounding is no finding
+    return f"{measure.name} is {value:.3g} (expected {measure.expected})"

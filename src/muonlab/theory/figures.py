@@ -7,10 +7,11 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#7
 MARKERS = ("o", "s", "D", "^", "X", "P", "v")
 
 
-def panels(count: int, caption: str) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels side by side; ``caption`` (seeds, n, units) stands below."""
-    figure = Figure(figsize=(1.2 + 4.6 * count, 4.4), layout="constrained", dpi=130)
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+def panels(count: int, caption: str, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in ``rows``; ``caption`` (seeds, n, units) stands below."""
+    columns = count // rows
+    figure = Figure(figsize=(1.2 + 4.6 * columns, 0.6 + 3.8 * rows), layout="constrained", dpi=130)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in axes:
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)

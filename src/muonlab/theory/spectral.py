@@ -58,8 +58,8 @@ def run(sizes: Sizes, context: Context) -> Evidence:
     bound = found["logit that the bound allows, Muon λ = 0.1"]
     seen = found["largest logit seen, Muon λ = 0.1"]
     sentence = (
-        "The bound max(‖W₀‖₂, cs/λ) holds on problems and in training, where Muon at λ = 0.1 stays "
-        f"at {found['norm over the bound in training, Muon']:.0%} of it, and Frank–Wolfe's gap "
+        "The bound max(‖W₀‖₂, cs/λ) holds on problems and in training, where Muon stays within "
+        f"{found['norm over the bound in training, Muon']:.0%} of it, and Frank–Wolfe's gap "
         f"vanishes. It is due to weight decay: without it norms end "
         f"{1 / found['norm with decay over norm without, Muon']:.2f} times as large. And it is "
         f"vacuous for gradients: it allows attention logits of {bound:,.0f} where {seen:.1f} was "
@@ -287,10 +287,11 @@ def summarise(rows: list[Row], arm: str) -> dict[str, float]:
 def draw(rows: list[Row], sizes: Sizes) -> Figure:
     """Frank–Wolfe's gap; norms, logits and gradients over training."""
     figure, axes = panels(
-        4,
-        "Left: one start, 12×8, fp64, exact polar factor. Others: recipe nano (17 hidden matrices "
-        "or stacks), fp32, keller5, constant learning rate, "
-        f"{len(sizes.training_seeds)} seeds (lines). Dashed: Muon's bound of that matrix.",
+        6,
+        "First: one start, 12×8, fp64, exact polar factor. Others: recipe nano, fp32, keller5, "
+        f"constant learning rate, {len(sizes.training_seeds)} seeds (lines). Dashed: Muon's bound "
+        f"of that matrix. Grey: MuonClip's threshold of {LOGIT_LIMIT:g}.",
+        rows=2,
     )
     gaps = [row for row in rows if row["part"] == "Frank–Wolfe"]
     updates = [row["update"] for row in gaps]
@@ -303,11 +304,15 @@ def draw(rows: list[Row], sizes: Sizes) -> Figure:
     )
     label(axes[0], "Muon with decay is Frank–Wolfe", "update t", "⟨∇f, W⟩ + ‖∇f‖_*/λ")
     draw_norms(rows, axes[1], sizes)
-    _draw_probe(rows, axes[2], "largest_logit", sizes)
-    axes[2].axhline(LOGIT_LIMIT, color="#999999", linewidth=0.8)
-    label(axes[2], "Attention", "update", "largest attention logit of the batch")
-    _draw_probe(rows, axes[3], "gradient_norm", sizes)
-    label(axes[3], "Gradients", "update", "norm of the hidden matrices' gradients")
+    axes[3].axhline(LOGIT_LIMIT, color="#999999", linewidth=0.8)
+    for panel, key, title, what in (
+        (axes[2], "norm_product", "Product of the layers' norms", "product of all ‖W‖₂"),
+        (axes[3], "largest_logit", "Attention", "largest attention logit of the batch"),
+        (axes[4], "gradient_norm", "Gradients", "norm of the hidden matrices' gradients"),
+        (axes[5], "loss", "Loss", "training loss, nats per token"),
+    ):
+        _draw_probe(rows, panel, key, sizes)
+        label(panel, title, "update", what)
     return figure
 
 

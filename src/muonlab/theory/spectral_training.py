@@ -75,11 +75,13 @@ def probe(
     stamp: Row = {"arm": arm.name, "seed": seed, "step": moment.step}
     rows: list[Row] = []
     bounds: dict[str, float] = {}
+    norms: list[float] = []
     square = 0.0
     for name, (weight, gradient) in hidden_matrices(moment.model).items():
         norm = singular_values(weight)[:, -1].max().item()
         bound = max(initial.setdefault(name, norm), update_bound(arm, *weight.shape[1:]))
         bounds[name] = bound
+        norms.append(norm)
         rows.append({"part": "matrix", **stamp, "matrix": name, "norm": norm, "bound": bound})
         if gradient is not None:
             square += gradient.double().square().sum().item()
@@ -89,6 +91,7 @@ def probe(
             **stamp,
             "loss": moment.loss,
             "gradient_norm": math.sqrt(square),
+            "norm_product": math.prod(norms),
             "largest_logit": largest_logit(moment.model, tokens),
             "logit_bound": logit_bound(moment.model, bounds),
         }
