@@ -7,7 +7,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from muonlab.report.claims import RESULTS, ledger, ledger_table, write_ledger
+from muonlab.report.claims import RESULTS, ledger, write_ledger
+from muonlab.report.verdicts import signed
 from muonlab.study.plan import ROOT
 
 
@@ -24,12 +25,14 @@ def list_claims(
     A claim without a verdict says which command makes the runs that it needs.
     """
     entries = ledger(runs_dir, results_dir)
-    found = ledger_table(entries)
-    table = Table(box=None, pad_edge=False)
-    for column in found.columns:
-        table.add_column(column.heading, overflow="fold", no_wrap=not column.wraps)
-    for row in found.rows():
-        table.add_row(*(cell.text for cell in row))
+    table = Table("claim", "paper, ours, why", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for entry in entries:
+        ours = [f"ours: {entry.ours}"] if entry.ours else []
+        said = [entry.claim.text, f"paper: {entry.claim.value}", *ours, entry.sentence]
+        verdict = signed(entry.verdict) if entry.verdict else "– no verdict yet"
+        source = [entry.source] if entry.source else []
+        table.add_row(f"{entry.claim.id}\n{verdict}", "\n".join([*said, *source]), end_section=True)
     console = Console(markup=False, highlight=False)
     console.print(table)
     if report:

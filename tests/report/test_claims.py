@@ -1,0 +1,102 @@
+"""The ledger: which verdict counts, and what a row says that has none."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from muonlab.cli import run
+from muonlab.papers import EXPERIMENTS
+from muonlab.papers.claims import CLAIMS
+from muonlab.report.claims import Entry, ledger, write_ledger
+from muonlab.theory.catalogue import CHECKS
+
+
+def put(folder: Path, verdict: str, *, claim: str = "P2-leak", ours: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"claim": claim, "verdict": verdict, "sentence": f"It is {verdict}.", "ours": ours}
+    (folder / "verdicts.json").write_text(json.dumps([facts]))
+
+
+def entries(tmp_path: Path, claim: str = "P2-leak") -> list[Entry]:
+    found = ledger(tmp_path / "studies", tmp_path / "results", tmp_path / "theory")
+    return [entry for entry in found if entry.claim.id == claim]
+
+
+def test_every_claim_is_there_once_and_names_experiments_that_exist() -> None:
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+    judged = {claim.id for claim in CLAIMS if claim.experiments}
+    for name, make in EXPERIMENTS.items():
+        assert set(make("nano").claims) <= judged, name
+    theory = {name.removeprefix("theory ") for c in CLAIMS for name in c.experiments if " " in name}
+    assert theory <= set(CHECKS)
+
+
+def test_a_claim_without_runs_gives_its_command(tmp_path: Path) -> None:
+    (leak,) = entries(tmp_path)
+    assert leak.verdict is None
+    assert leak.sentence == "Not run yet: muonlab study run p2-leak"
+    assert entries(tmp_path, "P1-rate")[0].sentence == "Not run yet: muonlab theory run rate"
+    assert entries(tmp_path, "P2-multimodal")[0].sentence == "No experiment judges it yet."
+
+
+def test_a_conclusive_verdict_then_the_larger_scale_then_own_runs(tmp_path: Path) -> None:
+    put(tmp_path / "results" / "p2-leak.nano", "direction only")
+    assert entries(tmp_path)[0].verdict == "direction only"
+    put(tmp_path / "studies" / "p2-leak.nano", "reproduced")
+    assert entries(tmp_path)[0].verdict == "reproduced"
+    put(tmp_path / "results" / "p2-leak.small", "refuted")
+    (chosen,) = entries(tmp_path)
+    assert (chosen.verdict, chosen.directory) == ("refuted", "p2-leak.small")
+    put(tmp_path / "studies" / "p2-leak.paper", "inconclusive")
+    assert entries(tmp_path)[0].verdict == "refuted"
+
+
+def test_the_runs_behind_a_verdict_are_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "p2-leak.nano"
+    put(folder, "reproduced", ours="3.4")
+    record = {"arms": {"a": {"runs": {"0": "x", "1": "y"}}, "b": {"runs": {"0": "z"}}}}
+    (folder / "study.json").write_text(json.dumps(record))
+    (entry,) = entries(tmp_path)
+    assert entry.source == f"{folder} (3 runs)"
+    assert entry.ours == "3.4"
+
+
+def test_theory_outcomes_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "theory" / "rate"
+    folder.mkdir(parents=True)
+    facts = {"claim": "P1-rate", "verdict": "direction only", "sentence": "It falls."}
+    (folder / "outcome.json").write_text(json.dumps(facts))
+    assert entries(tmp_path, "P1-rate")[0].verdict == "direction only"
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", '[{"claim": "P2-leak"}]', '[{"claim": "P2-leak", "verdict": "fine"}]', "3"]
+)
+def test_a_damaged_file_is_a_row_that_says_so(tmp_path: Path, text: str) -> None:
+    folder = tmp_path / "studies" / "p2-leak.nano"
+    folder.mkdir(parents=True)
+    (folder / "verdicts.json").write_text(text)
+    (entry,) = entries(tmp_path)
+    assert entry.verdict is None
+    assert "is damaged" in entry.sentence
+
+
+def test_the_page_links_to_the_studies(tmp_path: Path) -> None:
+    put(tmp_path / "results" / "p2-leak.nano", "artefact of the protocol")
+    found = ledger(tmp_path / "studies", tmp_path / "results", tmp_path / "theory")
+    page = write_ledger(found, tmp_path / "results" / "claims").read_text(encoding="utf-8")
+    assert '<a href="../p2-leak.nano/index.html">' in page
+    text = (tmp_path / "results" / "claims" / "report.md").read_text(encoding="utf-8")
+    assert "(../p2-leak.nano/report.md)" in text
+    assert "⚑ artefact of the protocol" in text
+    assert all(claim.id in text for claim in CLAIMS)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--runs-dir", str(tmp_path / "studies"), "--results-dir", str(tmp_path / "results")]
+    assert run(["claims", "--report", *places]) == 0
+    printed = capsys.readouterr().out
+    assert "P1-compute" in printed
+    assert "index.html" in printed
+    assert (tmp_path / "results" / "claims" / "verdicts.json").exists()

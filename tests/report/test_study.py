@@ -1,0 +1,230 @@
+"""A study's report: verdict first, both intervals, what is missing said, never a crash."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
+from muonlab.report.study import study_report, write_study
+from muonlab.study.experiment import Measurement, Study, Verdict
+from muonlab.study.frame import judge, study_curves, study_frame, study_trials
+from muonlab.study.plan import Plan
+from muonlab.study.statistics import holm, paired_difference
+
+from .browser import CHROMIUM, browser
+from .invented_studies import RATE, invented_study, make_runs
+
+
+def report_of(study: Study, root: Path) -> Report:
+    frame, curves = study_frame(study, root), study_curves(study, root)
+    return study_report(study, frame, curves, study_trials(study, root), judge(study, root), {})
+
+
+def tables(report: Report) -> dict[str, dict[str, dict[str, str]]]:
+    """Table → first cell of a row → heading → text."""
+    found = {}
+    for section in report.sections:
+        for item in section.items:
+            if isinstance(item, Table):
+                headings = [column.heading for column in item.columns]
+                rows = [[cell.text for cell in row] for row in item.rows()]
+                found[item.name] = {r[0]: dict(zip(headings, r, strict=True)) for r in rows}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a finished study; do not write to it."""
+    root = tmp_path_factory.mktemp("studies")
+    make_runs(invented_study(), root)
+    return root
+
+
+def test_the_verdict_comes_first_and_a_claim_without_one_says_how_to_get_it(whole: Path) -> None:
+    report = report_of(invented_study(), whole)
+    first = report.sections[0]
+    assert first.title == "Verdict"
+    assert tables(report)["verdicts"]["T-1"]["Verdict"] == "✓ reproduced"
+    assert first.text == [
+        "T-2: no verdict yet; muonlab study run invented --scale nano makes the runs that it needs."
+    ]
+
+
+def test_arms_stand_beside_the_paper_and_leaky_ones_are_marked(whole: Path) -> None:
+    report = report_of(invented_study(), whole)
+    arms = tables(report)["arms"]
+    assert set(arms) == {"adamw", "⚠ adamw-leaky", "muon", "⚠ muon-leaky"}
+    assert arms["⚠ muon-leaky"]["Paper's loss (nats/token)"] == "0.0476"
+    assert arms["⚠ muon-leaky"]["Paper's accuracy (%)"] == "99.07"
+    assert arms["muon"]["Paper's loss (nats/token)"] == "–"
+    assert "±" in arms["muon"]["Loss (nats/token)"]
+    assert (arms["muon"]["Runs"], arms["muon"]["Protocol"]) == ("3 of 3", "honest")
+    assert any(notice.startswith("muon-leaky: leaky split") for notice in report.notices)
+    assert list(tables(report)["protocols"]) == ["adamw", "muon"]
+
+
+def test_comparisons_are_the_statistics_of_the_frame(whole: Path) -> None:
+    study = invented_study()
+    frame = study_frame(study, whole)
+    values = {arm.name: frame.loc[frame["arm"] == arm.name, "val/loss"] for arm in study.arms}
+    wanted = [paired_difference(values[c.arm], values[c.baseline]) for c in study.comparisons]
+    rows = list(tables(report_of(study, whole))["comparisons"].values())
+    for row, difference, p in zip(rows, wanted, holm([d.p for d in wanted]), strict=True):
+        assert row["Difference"] == f"{difference.mean:,.4f}"
+        assert row["95 % t interval"] == f"[{difference.low:+,.4f}, {difference.high:+,.4f}]"
+        assert row["p (Holm)"] == f"{p:.4f}"
+        assert (row["Pairs"], row["Reading"]) == ("3", "lower")
+    assert rows[0]["Paper's"] == "-0.0071"
+
+
+def test_searches_show_every_trial_the_choice_and_the_edges(whole: Path) -> None:
+    report = report_of(invented_study(), whole)
+    figure = next(f for f in report.figures if f.name == f"search-muon-{RATE}")
+    assert isinstance(figure, CurveFigure)
+    assert figure.limits == (1e-3, 1e-1)
+    assert [len(curve.x) for curve in figure.curves] == [4, 1]
+    assert figure.curves[1].y == min(figure.curves[0].y)
+    trials = next(
+        item for s in report.sections for item in s.items
+        if isinstance(item, Table) and item.name == "trials"
+    )  # fmt: skip
+    assert len(trials.frame) == 8
+    assert list(trials.frame["chosen"]).count("chosen") == 2
+
+
+def test_every_file_is_written_and_says_how_it_was_made(whole: Path, tmp_path: Path) -> None:
+    page = write_study(invented_study(), whole, tmp_path / "out")
+    assert "<optimizer>" not in page.read_text(encoding="utf-8").split("<script>")[0]
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    linked = {line.split("](")[1][:-1] for line in text.splitlines() if line.startswith("![")}
+    assert linked == {path.name for path in (tmp_path / "out").glob("*.png")}
+    for fact in ("n = 12 of 12 runs", "seeds 0, 1, 2", "Imaginary CPU", "Everything here is"):
+        assert fact in text
+    assert "Command: muonlab study run invented --scale nano" in text
+    rows = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert list(rows["status"]) == ["finished"] * 12
+    (verdict,) = json.loads((tmp_path / "out" / "verdicts.json").read_text())
+    assert verdict["verdict"] == "reproduced"
+
+
+def test_no_runs_at_all(tmp_path: Path) -> None:
+    report = report_of(invented_study(), tmp_path)
+    assert any("12 of 12 runs are missing" in notice for notice in report.notices)
+    assert tables(report)["verdicts"]["T-1"]["Verdict"] == "? inconclusive"
+    assert tables(report)["comparisons"]["muon − adamw"]["Reading"] == "no pair of runs yet"
+    text = write_study(invented_study(), tmp_path, tmp_path / "out").read_text(encoding="utf-8")
+    assert "No run has finished yet" in text
+
+
+def test_a_missing_arm_and_a_diverged_run_are_shown(tmp_path: Path) -> None:
+    study = invented_study()
+    make_runs(
+        study,
+        tmp_path,
+        skips=lambda job: job.arm == "adamw-leaky",
+        diverges=lambda job: (job.arm, job.kind, job.config.seed) == ("muon", "test", 1),
+    )
+    report = report_of(study, tmp_path)
+    found = tables(report)
+    assert found["arms"]["⚠ adamw-leaky"]["Runs"] == "0 of 3"
+    assert found["arms"]["muon"]["Loss (nats/token)"] == "inf"
+    assert found["comparisons"]["muon − adamw"]["Reading"] == "diverged"
+    assert found["comparisons"]["muon − adamw"]["95 % t interval"] == "none"
+    assert any("1 of 12 runs failed" in notice for notice in report.notices)
+    figure = next(f for f in report.figures if f.name == "values")
+    assert isinstance(figure, IntervalFigure)
+    assert len(figure.values["muon"]) == 2
+    write_study(study, tmp_path, tmp_path / "out")
+
+
+def test_diverged_trials_are_said_beneath_the_search(tmp_path: Path) -> None:
+    study = invented_study()
+    make_runs(
+        study, tmp_path, diverges=lambda job: job.arm == "muon" and job.values.get(RATE, 0) > 0.05
+    )
+    figure = next(f for f in report_of(study, tmp_path).figures if f.name == f"search-muon-{RATE}")
+    assert "Diverged at 0.0" in figure.caption
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    study = invented_study(seeds=(0,))
+    make_runs(study, tmp_path)
+    report = report_of(study, tmp_path)
+    assert "±" not in tables(report)["arms"]["muon"]["Loss (nats/token)"]
+    row = tables(report)["comparisons"]["muon − adamw"]
+    assert (row["95 % t interval"], row["95 % bootstrap"]) == ("none", "none")
+    assert row["Reading"] == "one seed: no interval"
+    assert any(notice.startswith("One seed only") for notice in report.notices)
+
+
+def test_damage_is_survived_and_said(tmp_path: Path) -> None:
+    study = invented_study()
+    make_runs(study, tmp_path)
+    paths = {(job.arm, job.config.seed): job.path for job in Plan(study, tmp_path).jobs}
+    clock, gone = paths["muon-leaky", 0], paths["muon-leaky", 1]
+    with (clock / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "tokens": 1, "time": 0.0, "train/loss": NaN}\n')
+    (gone / "metrics.jsonl").write_text("nonsense\nnonsense\n")
+    (gone / "manifest.json").write_text("nonsense")
+    summary = json.loads((gone / "summary.json").read_text()) | {"val/accuracy": None}
+    (gone / "summary.json").write_text(json.dumps(summary))
+    report = report_of(study, tmp_path)
+    assert f"{clock.name}: its clock went backwards, so it is not drawn against seconds" in (
+        report.notices
+    )
+    assert "muon-leaky, seed 1: val/accuracy is no number" in report.notices
+    write_study(study, tmp_path, tmp_path / "out")
+
+
+def test_a_measurement_shows_its_rows(tmp_path: Path) -> None:
+    def rows_judge(rows: pd.DataFrame) -> list[Verdict]:
+        return [Verdict(claim="T-1", verdict="refuted", sentence="Counted.")]
+
+    counted = Measurement(
+        name="counted",
+        scale="nano",
+        question="How many?",
+        claims=("T-1",),
+        measure=lambda: pd.DataFrame({"name": ["a", "b"], "count": [1000, 2000]}),
+        judge=rows_judge,
+    )
+    page = write_study(counted, tmp_path, tmp_path / "out").read_text(encoding="utf-8")
+    assert "It has not been measured yet." in page
+    folder = tmp_path / "counted.nano"
+    folder.mkdir()
+    counted.measure().to_csv(folder / "measurement.csv", index=False)
+    write_study(counted, tmp_path, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "✗ refuted" in text
+    assert "| b | 2,000 |" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_the_page_in_a_browser(whole: Path, tmp_path: Path) -> None:
+    written = write_study(invented_study(), whole, tmp_path / "out")
+    with browser(tmp_path / "profile") as page:
+        page.open(written)
+        requests = [event["request"]["url"] for event in page.reported("Network.requestWillBeSent")]
+        assert len([url for url in requests if not url.startswith("data:")]) == 1, requests
+        assert page.run("document.querySelector('section h2').innerText") == "Verdict"
+        assert "✓ reproduced" in page.run("document.getElementById('table-verdicts').innerText")
+        page.run("plots.forEach(draw)")
+        assert page.run("plots.every(plot => plot.querySelector('.main-svg'))")
+        search = "document.getElementById('figure-search-muon-optimizer.lr')"
+        assert page.run(f"{search}.layout.xaxis.type") == "log"
+        assert page.run(f"{search}.layout.shapes.length") == 2
+        for index in range(page.run("document.querySelectorAll('.sort').length")):
+            page.run(f"document.querySelectorAll('.sort')[{index}].click()")
+        csv = page.run("decodeURIComponent(document.querySelector('[download=\"runs.csv\"]').href)")
+        assert csv.count("\n") == 1 + 12
+        page.run("document.getElementById('theme').click()")
+        page.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=360, height=800, deviceScaleFactor=1, mobile=True,
+        )  # fmt: skip
+        page.run("new Promise(done => setTimeout(done, 500))")
+        assert page.run("root.scrollWidth") <= 360
+        assert not page.reported("Runtime.exceptionThrown")
+        assert not page.reported("Log.entryAdded")
