@@ -3,11 +3,11 @@
 python -m benchmarks.attention --lengths 512 1024 2048 --rounds 20
 """
 
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 import tyro
 from rich.console import Console
 
@@ -35,19 +35,23 @@ def main(options: Options) -> None:
         kinds, lengths=options.lengths, dim=options.dim, rounds=options.rounds
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    record = options.out / "costs.jsonl"
-    old = record.read_text().splitlines() if record.exists() else []
-    merged = {
-        (c.kind, c.length): c for c in (attention.AttentionCost(**json.loads(r)) for r in old)
-    }
-    merged |= {(cost.kind, cost.length): cost for cost in costs}
-    costs = sorted(merged.values(), key=lambda cost: cost.length)
-    record.write_text("".join(json.dumps(asdict(cost)) + "\n" for cost in costs))
+    costs = _add_to(options.out / "attention.csv", costs)
     console = Console()
     console.print(attention.attention_table(costs))
     if sum(length >= 2048 for length in {cost.length for cost in costs}) >= 2:
         console.print(attention.exponent_table(costs))
     attention.plot_attention(costs, options.out / "attention.png")
+
+
+def _add_to(path: Path, costs: list[attention.AttentionCost]) -> list[attention.AttentionCost]:
+    """Write ``costs`` and the earlier ones of other kinds and lengths; return them all."""
+    rows = pd.DataFrame([asdict(cost) for cost in costs])
+    if path.exists():
+        rows = pd.concat((pd.read_csv(path), rows))
+    rows = rows.drop_duplicates(["kind", "length"], keep="last")
+    rows = rows.sort_values("length", kind="stable")
+    rows.to_csv(path, index=False, float_format="%.6g")
+    return [attention.AttentionCost(**row) for row in rows.to_dict("records")]
 
 
 if __name__ == "__main__":
