@@ -72,7 +72,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = config.attention.build(
+        self.attention: Any = config.attention.build(  # a member of the union, or its running form
             config.dim, config.max_length, config.norm_eps, config.dropout
         )
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)

@@ -116,6 +116,7 @@ class MLA(nn.Module):
         self.head_dim = config.width_of_head(dim)
         self.rope_dim = config.rope_dim
         self.kv_rank = config.kv_rank
+        self.norm_eps = norm_eps
         self.dropout = dropout
         self.scale = (self.head_dim + self.rope_dim) ** -0.5
         queries = self.num_heads * (self.head_dim + self.rope_dim)
@@ -159,14 +160,14 @@ class MLA(nn.Module):
         H = self.num_heads
         up_keys, up_values = self.kv_up.weight.view(2, H, -1, self.kv_rank).unbind(0)
         return AbsorbedMLA(
-            query=self.query.weight.unflatten(0, (H, -1)),
+            query=self.query.weight.view(H, -1, self.query.in_features),
             kv_down=self.kv_down.weight,
             latent_scale=self.latent_norm.weight,
             up_keys=up_keys,
             up_values=up_values,
             out=self.out.weight,
             scale=self.scale,
-            norm_eps=self.latent_norm.eps,
+            norm_eps=self.norm_eps,
             rotary=self.rotary,
             dtype=dtype,
         )
