@@ -154,13 +154,15 @@ class MLA(nn.Module):
 
     def for_inference(self, dtype: torch.dtype) -> "MLA | AbsorbedMLA":
         """The form that runs fastest: absorbed, unless a norm stands between or it reads more."""
-        absorbs = isinstance(self.query, Linear) and isinstance(self.query_norm, nn.Identity)
-        if not absorbs or self.kv_rank > 2 * self.head_dim:
+        query = self.query
+        if not isinstance(query, Linear) or not isinstance(self.query_norm, nn.Identity):
+            return self
+        if self.kv_rank > 2 * self.head_dim:
             return self
         H = self.num_heads
         up_keys, up_values = self.kv_up.weight.view(2, H, -1, self.kv_rank).unbind(0)
         return AbsorbedMLA(
-            query=self.query.weight.view(H, -1, self.query.in_features),
+            query=query.weight.view(H, -1, query.in_features),
             kv_down=self.kv_down.weight,
             latent_scale=self.latent_norm.weight,
             up_keys=up_keys,
