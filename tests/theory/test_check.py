@@ -5,11 +5,14 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from scipy import stats
 
 from muonlab.theory.check import Check, Context, Evidence, Measure, Role, fit_slope, judge
 from muonlab.theory.record import load_outcomes, report, run_check
@@ -88,6 +91,29 @@ def test_a_power_law_is_found(power: float, scale: float, points: int) -> None:
     assert slope.value == pytest.approx(power, abs=1e-9)
     assert slope.num_points == points
     assert not slope.problem
+
+
+def test_groups_have_factors_of_their_own() -> None:
+    x = [1.0, 2.0, 4.0, 8.0, 16.0]
+    y = [factor * value**-0.5 for factor in (1.0, 30.0) for value in x]
+    alone = fit_slope(x + x, y)
+    grouped = fit_slope(x + x, y, groups=[0] * 5 + [1] * 5)
+    assert grouped.value == pytest.approx(-0.5)
+    assert grouped.interval == pytest.approx((-0.5, -0.5))
+    assert alone.interval is not None
+    assert alone.interval[1] - alone.interval[0] > 0.5
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    x = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    y = [1.0, 0.7, 0.6, 0.3, 0.31, 0.2]
+    expected: Any = stats.linregress(np.log(x), np.log(y))
+    half_width = float(stats.t.ppf(0.975, 4)) * expected.stderr
+    slope = fit_slope(x, y)
+    assert slope.value == pytest.approx(expected.slope)
+    assert slope.interval == pytest.approx(
+        (expected.slope - half_width, expected.slope + half_width)
+    )
 
 
 def test_noise_widens_the_interval_of_a_slope() -> None:

@@ -47,6 +47,7 @@ def run_checks(
     if bool(names) == all:
         raise ValueError("name the checks to run, or give --all, and not both")
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    bar_console = Console(stderr=True)
     for check in [find_check(name) for name in (CHECKS if all else dict.fromkeys(names))]:
         columns = (
             TextColumn("{task.description}"),
@@ -54,7 +55,9 @@ def run_checks(
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(
+            *columns, console=bar_console, transient=True, disable=not bar_console.is_terminal
+        ) as bar:
             task = bar.add_task(check.name, total=1.0)
             context = Context(
                 cache_dir=cache_dir,

@@ -109,8 +109,11 @@ class Slope:
         )
 
 
-def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
-    """Least squares of log y on log x, with a 95 % interval; repeated x are separate samples."""
+def fit_slope(x: Sequence[float], y: Sequence[float], groups: Sequence[int] = ()) -> Slope:
+    """Least squares of log y on log x, with a 95 % interval; repeated x are separate samples.
+
+    ``groups``: samples of one group (a seed measured at every x) share a factor of their own.
+    """
     distinct = len(set(x))
     finite = all(math.isfinite(value) and value > 0 for value in (*x, *y))
     if distinct < MIN_POINTS or not finite:
@@ -120,9 +123,16 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
             else "some values are zero, negative or not finite: no power law can be fitted"
         )
         return Slope(value=math.nan, interval=None, num_points=distinct, problem=reason)
-    fit: Any = stats.linregress(np.log(x), np.log(y))
-    half_width = float(stats.t.ppf(0.975, len(x) - 2) * fit.stderr)
-    value = float(fit.slope)
+    labels = np.asarray(groups or [0] * len(x))
+    log_x, log_y = np.log(x), np.log(y)
+    for group in np.unique(labels):
+        log_x[labels == group] -= log_x[labels == group].mean()
+        log_y[labels == group] -= log_y[labels == group].mean()
+    value = float(log_x @ log_y / (log_x @ log_x))
+    freedom = len(x) - 1 - len(np.unique(labels))
+    rest = log_y - value * log_x
+    error = math.sqrt(float(rest @ rest) / freedom / float(log_x @ log_x))
+    half_width = float(stats.t.ppf(0.975, freedom)) * error
     return Slope(
         value=value, interval=(value - half_width, value + half_width), num_points=distinct
     )

@@ -21,12 +21,13 @@ from muonlab.model.attention.mhsa import MHSAConfig
 from muonlab.optim import Muon
 from muonlab.optim.groups import place_parameters
 
-NetworkName = Literal["two layers", "mhsa", "causal_mhla"]
+NetworkName = Literal["two layers", "mhsa", "causal_mhla", "causal_mhla, 4 heads"]
 Scaling = Literal["ntk", "spectral"]
 Algorithm = Literal["gd", "adamw", "muon"]
 INPUTS = 16
 EXAMPLES = 8
 TOKENS = 16
+HEAD_DIM = 8
 MAX_UPDATES = 300
 
 
@@ -46,12 +47,16 @@ class AttentionReadout(nn.Module):
     """Attention and a linear readout of its last token: (P, T, N) -> (P, 1).
 
     Hidden matrices are standard normal over √N, which the module's own Linear layers cannot say:
-    `forward` divides them.
+    `forward` divides them. The number of heads grows with the width, as the limit of attention
+    needs (2006.10540), or is fixed.
     """
 
-    def __init__(self, kind: str, width: int) -> None:
+    def __init__(self, kind: NetworkName, width: int) -> None:
         super().__init__()
-        config = MHSAConfig() if kind == "mhsa" else CausalMHLAConfig(num_latents=8, chunk=4)
+        heads = 4 if kind.endswith("4 heads") else width // HEAD_DIM
+        config: MHSAConfig | CausalMHLAConfig = MHSAConfig(num_heads=heads)
+        if kind != "mhsa":
+            config = CausalMHLAConfig(num_heads=heads, num_latents=8, chunk=4)
         self.attention = config.build(width, TOKENS, 1e-6, 0.0)
         self.readout = nn.Linear(width, 1, bias=False)
         self.width = width
