@@ -66,8 +66,8 @@ def test_cells_show_scaled_numbers_and_mark_the_best() -> None:
 
 
 def test_only_contenders_can_be_best() -> None:
-    rows = table([1.0, 2.0, 3.0], contenders=[False, True, True]).rows()
-    assert [row[1].best for row in rows] == [False, True, False]
+    rows = table([1.0, 2.0, 3.0, 2.0], contenders=[False, True, True, False]).rows()
+    assert [row[1].best for row in rows] == [False, True, False, False]
 
 
 def test_half_widths_show_beside_their_numbers_and_in_the_csv() -> None:

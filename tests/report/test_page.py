@@ -54,10 +54,10 @@ def test_the_page_in_a_browser(page: Page) -> None:
     assert HOSTILE in page.run("document.querySelector('blockquote').innerText")
     assert HOSTILE in page.run("document.querySelector('.notices').innerText")
 
-    # every figure is drawn: adamw has three seeds, a band and a mean, the other arms one curve
+    # every figure is drawn: adamw has its seeds, a band and a mean, the other arms one curve
     page.run("plots.forEach(draw)")  # those below the screen wait to be scrolled to
     count = "document.getElementById('figure-validation-loss-tokens').data.length"
-    assert page.run(count) == 3 + 2 + 1 + 1 + 1
+    assert page.run(count) == 1 + 2 + 1 + 1 + 1
     assert page.run("plots.every(plot => plot.querySelector('.main-svg'))")
     assert page.run("plots.length") == 9
 

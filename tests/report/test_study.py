@@ -6,8 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from muonlab.cli import run
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.study import study_report, write_study
+from muonlab.report.study_tables import p_text
 from muonlab.study.experiment import Measurement, Study, Verdict
 from muonlab.study.frame import judge, study_curves, study_frame, study_trials
 from muonlab.study.plan import Plan
@@ -61,7 +63,9 @@ def test_arms_stand_beside_the_paper_and_leaky_ones_are_marked(whole: Path) -> N
     assert arms["muon"]["Paper's loss (nats/token)"] == "–"
     assert "±" in arms["muon"]["Loss (nats/token)"]
     assert (arms["muon"]["Runs"], arms["muon"]["Protocol"]) == ("3 of 3", "honest")
-    assert any(notice.startswith("muon-leaky: leaky split") for notice in report.notices)
+    assert any(
+        notice.startswith("adamw-leaky, muon-leaky: leaky split") for notice in report.notices
+    )
     assert list(tables(report)["protocols"]) == ["adamw", "muon"]
 
 
@@ -74,7 +78,7 @@ def test_comparisons_are_the_statistics_of_the_frame(whole: Path) -> None:
     for row, difference, p in zip(rows, wanted, holm([d.p for d in wanted]), strict=True):
         assert row["Difference"] == f"{difference.mean:,.4f}"
         assert row["95 % t interval"] == f"[{difference.low:+,.4f}, {difference.high:+,.4f}]"
-        assert row["p (Holm)"] == f"{p:.4f}"
+        assert row["p (Holm)"] == p_text(p)
         assert (row["Pairs"], row["Reading"]) == ("3", "lower")
     assert rows[0]["Paper's"] == "-0.0071"
 
@@ -228,3 +232,10 @@ def test_the_page_in_a_browser(whole: Path, tmp_path: Path) -> None:
         assert page.run("root.scrollWidth") <= 360
         assert not page.reported("Runtime.exceptionThrown")
         assert not page.reported("Log.entryAdded")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--runs-dir", str(tmp_path / "studies"), "--results-dir", str(tmp_path / "out")]
+    assert run(["study", "report", "p2-params", "--scale", "nano", *places]) == 0
+    assert "index.html" in capsys.readouterr().out
+    assert (tmp_path / "out" / "p2-params.nano" / "report.md").exists()

@@ -80,15 +80,18 @@ class Table:
         halves: list[float] = [math.nan] * len(values)
         if self.half_widths is not None and column.key in self.half_widths:
             halves = list(self.half_widths[column.key])
-        best = self._best(column, values)
+        contenders = self.contenders or [True] * len(values)
+        best = self._best(column, values, contenders)
         links = list(self.frame[column.links]) if column.links else [""] * len(values)
         return [
-            _cell(value, half, column, best, link)
-            for value, half, link in zip(values, halves, links, strict=True)
+            _cell(value, half, column, best if contends else None, link)
+            for value, half, contends, link in zip(values, halves, contenders, links, strict=True)
         ]
 
-    def _best(self, column: Column, values: Sequence[float | str]) -> float | None:
-        contenders = self.contenders or [True] * len(values)
+    @staticmethod
+    def _best(
+        column: Column, values: Sequence[float | str], contenders: Sequence[bool]
+    ) -> float | None:
         numbers = {
             value
             for value, contends in zip(values, contenders, strict=True)

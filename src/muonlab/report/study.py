@@ -166,7 +166,11 @@ def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:
 
 
 def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
-    notices = [f"{arm.name}: {warning}" for arm in study.arms for warning in arm_warnings(arm)]
+    warned: dict[str, list[str]] = {}
+    for arm in study.arms:
+        for warning in arm_warnings(arm):
+            warned.setdefault(warning, []).append(arm.name)
+    notices = [f"{', '.join(arms)}: {warning}" for warning, arms in warned.items()]
     counts = Counter(frame["status"])
     if missing := counts["missing"]:
         notices.append(f"{missing} of {len(frame)} runs are missing; `{command(study)}` makes them")

@@ -159,9 +159,9 @@ def comparisons_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
                 "mean": difference.mean,
                 "t": interval_text(Interval(low=difference.low, high=difference.high)),
                 "bootstrap": interval_text(bootstrap_interval(differences)),
-                "p": difference.p,
-                "holm": p,
-                "tost": same,
+                "p": p_text(difference.p),
+                "holm": p_text(p),
+                "tost": p_text(same),
                 "n": str(difference.num_pairs),
                 "paper": math.nan if comparison.paper is None else comparison.paper,
                 "reading": _reading(difference.mean, difference.num_pairs, p, same),
@@ -176,15 +176,15 @@ def comparisons_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
         columns=(
             Column(key="comparison", heading="Comparison"),
             Column(key="measure", heading="Measure"),
+            Column(key="reading", heading="Reading"),
             Column(key="mean", heading="Difference", digits=4),
             Column(key="t", heading="95 % t interval"),
             Column(key="bootstrap", heading="95 % bootstrap"),
-            Column(key="p", heading="p", digits=4),
-            Column(key="holm", heading="p (Holm)", digits=4),
-            Column(key="tost", heading="p (TOST)", digits=4),
+            Column(key="p", heading="p"),
+            Column(key="holm", heading="p (Holm)"),
+            Column(key="tost", heading="p (TOST)"),
             Column(key="n", heading="Pairs"),
             Column(key="paper", heading="Paper's", digits=4),
-            Column(key="reading", heading="Reading", wraps=True),
         ),
     )
 
@@ -193,6 +193,12 @@ def interval_text(interval: Interval) -> str:
     if math.isnan(interval.low):
         return "none"
     return f"[{interval.low:+,.4f}, {interval.high:+,.4f}]"
+
+
+def p_text(p: float) -> str:
+    if math.isnan(p):
+        return "–"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _reading(mean: float, num_pairs: int, p: float, same: float) -> str:

@@ -33,9 +33,18 @@ const options = {
 };
 setTheme(preferred());
 
+// The plotting script is compiled for the first figure, after the text and the tables are there.
+function compilePlotly() {
+  if (window.Plotly) return;
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.head.append(script);
+}
+
 function draw(plot) {
   if (plot.data) return;
-  const figure = figures[plot.dataset.figure];
+  compilePlotly();
+  const figure = JSON.parse(document.getElementById(`data-${plot.dataset.figure}`).textContent);
   plot.style.minHeight = "";
   figure.layout.font = {family: getComputedStyle(document.body).fontFamily, size: 13};
   Plotly.newPlot(plot, figure.data, figure.layout, options);
@@ -47,10 +56,7 @@ const watcher = new IntersectionObserver(
   (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({target}) => draw(target)),
   {rootMargin: "600px"},
 );
-for (const plot of plots) {
-  plot.style.minHeight = `${figures[plot.dataset.figure].layout.height}px`;
-  watcher.observe(plot);
-}
+for (const plot of plots) watcher.observe(plot);
 
 document.getElementById("theme").addEventListener("click", () =>
   setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
