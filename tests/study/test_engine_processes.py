@@ -28,9 +28,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "studies"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 240.0) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], *needed: subprocess.Popen[str]) -> None:
+    """Until the condition holds; the processes that bring it about must not have ended."""
+    end = time.monotonic() + 240
     while not condition():
+        assert all(process.poll() is None for process in needed), "it ended too soon"
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
 
@@ -80,7 +82,7 @@ def test_killed_workers_are_replaced(
     make_config: MakeConfig, root: Path, cache_dir: Path, uncut: Path
 ):
     with start_engine(make_config(), root, cache_dir) as process:
-        wait_for(lambda: len(checkpoints(root)) == 2)
+        wait_for(lambda: len(checkpoints(root)) == 2, process)
         victim = workers_of(process)[0]
         os.kill(victim, signal.SIGKILL)
         _, said = process.communicate()
@@ -94,7 +96,7 @@ def test_a_killed_engine_takes_its_workers_along_and_can_be_repeated(
 ):
     study = long_study(make_config())
     with start_engine(make_config(), root, cache_dir) as process:
-        wait_for(lambda: len(checkpoints(root)) == 2)
+        wait_for(lambda: len(checkpoints(root)) == 2, process)
         orphans = workers_of(process)
         process.kill()
         process.communicate()
@@ -110,7 +112,7 @@ def test_ctrl_c_writes_checkpoints_and_says_how_to_go_on(
     make_config: MakeConfig, root: Path, cache_dir: Path
 ):
     with start_engine(make_config(), root, cache_dir) as process:
-        wait_for(lambda: len(checkpoints(root)) == 2)
+        wait_for(lambda: len(checkpoints(root)) == 2, process)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()
     assert process.returncode == 130

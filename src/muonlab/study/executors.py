@@ -62,6 +62,7 @@ class LocalExecutor:
             worker, reply = self._ended.get(timeout=seconds)
             if reply.status == "lost":
                 self._workers.remove(worker)
+                worker.close()
             if worker.job is not None:
                 job, worker.job = worker.job, None
                 return [(job, reply)]
