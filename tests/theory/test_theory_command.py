@@ -1,11 +1,15 @@
 """`muonlab theory`: what it prints and keeps, and its one-line answers to mistakes."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from muonlab.cli import run
+from muonlab.theory import steepest
 from muonlab.theory.catalogue import CHECKS
+from muonlab.theory.check import Context, Evidence
+from muonlab.theory.record import load_outcomes
 
 
 def test_the_list_names_every_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +50,20 @@ def test_a_place_that_cannot_be_written_is_said_before_measuring(
     (tmp_path / "file").write_text("")
     assert run(["theory", "run", "steepest", "--out", str(tmp_path / "file")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_was_finished_before_an_interruption_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(sizes: steepest.Sizes, context: Context) -> Evidence:
+        raise KeyboardInterrupt
+
+    small = steepest.Sizes(num_points=100, num_matrices=1, num_updates=5)
+    monkeypatch.setitem(CHECKS, "steepest", dataclasses.replace(steepest.CHECK, sizes=small))
+    monkeypatch.setitem(CHECKS, "ntk", dataclasses.replace(steepest.CHECK, run=interrupted))
+    assert run(["theory", "run", "steepest", "ntk", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "muonlab: interrupted\n"
+    assert [found["name"] for found in load_outcomes(tmp_path)] == ["steepest"]
 
 
 @pytest.mark.slow

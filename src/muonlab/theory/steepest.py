@@ -283,7 +283,7 @@ CHECK = Check(
         "⟨G, UVᵀ⟩ = ‖G‖_* = max over ‖Δ‖₂ ≤ 1 of ⟨G, Δ⟩, and −(‖G‖_*/μ)·UVᵀ minimises "
         "⟨G, Δ⟩ + μ/2·‖Δ‖₂²."
     ),
-    sources=("2409.20325, Proposition 5", "2502.07529"),
+    sources=("2409.20325", "2502.07529"),
     problem="Random matrices of three shapes; one update for gradients over six decades of scale.",
     sizes=Sizes(),
     thorough=Sizes(num_points=100_000, num_matrices=20, num_updates=1000),

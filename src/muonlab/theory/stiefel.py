@@ -320,8 +320,8 @@ CHECK = Check(
     ),
     sources=(
         "Schönemann 1966 (Procrustes)",
-        "physics/9806030, section 2.4 (canonical metric)",
-        "2409.20325, section 2 (Shampoo without accumulation)",
+        "physics/9806030 (canonical metric)",
+        "2409.20325 (Shampoo without accumulation)",
     ),
     problem="Random matrices of three shapes, random points of the manifold, linear regression.",
     sizes=Sizes(),
