@@ -28,7 +28,11 @@ from muonlab.train import (
 VARIANTS = {
     "muon": (),
     "muon, bf16, everything random": ("train.dtype=bf16", *EVERYTHING_RANDOM),
-    "muon, normuon, mla": ("optimizer.second_moment=normuon", "model.attention.kind=mla"),
+    "muon, normuon, mla, qk-clip": (
+        "optimizer.second_moment=normuon",
+        "optimizer.qk_clip=0.001",
+        "model.attention.kind=mla",
+    ),
     "adamw": ("optimizer.kind=adamw",),
     "adamw, bf16, everything random": (
         "optimizer.kind=adamw",

@@ -161,6 +161,8 @@ def test_overrides_reach_every_field_and_the_fingerprint_sees_them(name: str) ->
     for path, value in flatten(to_dict(config)).items():
         if path.endswith("kind"):
             continue
+        if path == "optimizer.qk_clip" and not config.model.attention.weights_set_logits:
+            continue  # is refused
         for candidate in filter(lambda near: near != value, another(value)):
             try:
                 changed = override(config, [f"{path}={json.dumps(candidate)}"])

@@ -118,10 +118,18 @@ class RunConfig:
                 f"it must not exceed model.max_length {self.model.max_length}"
             )
 
+        if self.optimizer.qk_clip is not None and not self.model.attention.weights_set_logits:
+            raise ValueError(
+                f"optimizer.qk_clip is {self.optimizer.qk_clip}; it needs model.attention mhsa or "
+                f"mla without qk_norm, not this {self.model.attention.kind}"
+            )
+
     def fingerprint(self) -> str:
         """A hash of everything that can change weights or metrics: not of labels or trackers."""
         facts = to_dict(self)
         del facts["name"], facts["variant"], facts["train"]["trackers"]
+        if self.optimizer.qk_clip is None:  # such runs are those of before there was this option
+            facts["optimizer"].pop("qk_clip", None)
         canonical = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -18,6 +18,7 @@ from muonlab.evaluate import evaluate
 from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
+from muonlab.optim.qk_clip import QKClip
 from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
 from muonlab.trackers import check_installed, open_trackers
 
@@ -52,6 +53,7 @@ def train(
     check_installed(settings.trackers)
     model = config.model.build(stream_seed(config.seed, "init"), device)
     optimizer = config.optimizer.build(model)
+    qk_clip = QKClip(model, config.optimizer.qk_clip)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -99,16 +101,21 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * multiplier
 
+            wants_diagnostics = (
+                settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
+            )
+            qk_clip.begin_step(watch=wants_diagnostics)
             loss = accumulate_gradients(config, model, data, step, device)
             norms = clip_gradients(optimizer, settings.clip_norm)
 
             optimizer_started = time.perf_counter()
+            measured: dict[str, float] = {}
             healthy = math.isfinite(loss) and math.isfinite(norms["train/grad_norm"])
-            wants_diagnostics = (
-                settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
-            )
             if healthy:
                 optimizer.step(diagnostics=wants_diagnostics)
+                measured = qk_clip.end_step()
+                if wants_diagnostics:
+                    measured |= optimizer.diagnostics
             elif settings.nonfinite == "stop":
                 problem = f"loss {loss}, gradient norm {norms['train/grad_norm']}"
                 raise NonfiniteLossError(stop_message(run, step + 1, problem))
@@ -129,9 +136,8 @@ def train(
                 "train/optimizer_seconds": finished - optimizer_started,
                 "train/tokens_per_second": tokens_per_step / (finished - started),
                 "train/skipped_steps": state.skipped_steps,
+                **measured,
             }
-            if wants_diagnostics and healthy:
-                row |= optimizer.diagnostics
             log(row)
 
             if step % settings.evaluate_every == 0 or step == settings.steps:

@@ -1,7 +1,7 @@
 """The optimizers of a run as frozen configs: ``MuonConfig(...).build(model)``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -16,6 +16,7 @@ class MuonConfig:
     """Muon for ``muon_roles``, AdamW at ``adamw_lr_ratio`` × ``lr`` for the rest.
 
     With the default scale, updates have AdamW's RMS, so that one learning rate serves both parts.
+    ``qk_clip`` is MuonClip's threshold τ of the attention logits, for the training loop.
     P2's hybrid is `P2_MUON`. The options are those of `Muon` and `build_groups`.
     """
 
@@ -39,11 +40,14 @@ class MuonConfig:
     muon_roles: tuple[str, ...] = ("hidden",)
     split_fused: bool = True
     per_head: bool = False
+    qk_clip: float | None = None
     nonfinite: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         check_options({"algorithm": "muon", **self._options()})
         _check_ratio("adamw_lr_ratio", self.adamw_lr_ratio)
+        if self.qk_clip is not None and not 0 < self.qk_clip < float("inf"):
+            raise ValueError(f"qk_clip {self.qk_clip!r} must be positive and finite, or null")
         for role in self.muon_roles:
             if role not in ROLES:
                 raise ValueError(f"muon_roles {role!r} is unknown: legal are {', '.join(ROLES)}")
@@ -95,6 +99,8 @@ class AdamWConfig:
     ``other_lr_ratio`` is the learning rate of embeddings, heads and vectors relative to that of the
     hidden matrices; at 1 and with ``decay_vectors`` all parameters form one group (P2's baseline).
     """
+
+    qk_clip: ClassVar[None] = None  # is an option of Muon
 
     kind: Literal["adamw"] = "adamw"
     lr: float = 1e-3

@@ -44,6 +44,7 @@ class CausalMHLAConfig:
 
     causal: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()
+    weights_set_logits: ClassVar[bool] = False  # of heads alone: latents are shared
 
     kind: Literal["causal_mhla"] = "causal_mhla"
     num_heads: int = 4

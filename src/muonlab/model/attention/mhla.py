@@ -35,6 +35,7 @@ class MHLAConfig:
 
     causal: ClassVar[bool] = False
     warnings: ClassVar[tuple[str, ...]] = (NOT_CAUSAL,)
+    weights_set_logits: ClassVar[bool] = False  # of heads alone: latents are shared
 
     kind: Literal["mhla"] = "mhla"
     num_heads: int = 4

@@ -13,6 +13,7 @@ from muonlab.model.attention.softmax import (
     cached_attention,
     causal_attention,
     kept_probabilities,
+    largest_logits,
 )
 from muonlab.model.cache import Chunk, KVCache
 from muonlab.model.layers import Linear, RMSNorm
@@ -48,6 +49,11 @@ class MHSAConfig:
             raise ValueError(f"head_dim is {self.head_dim}; rotary needs an even width >= 2")
         if self.rope_base <= 1:
             raise ValueError(f"rope_base is {self.rope_base}; it must be above 1")
+
+    @property
+    def weights_set_logits(self) -> bool:
+        """Whether scaling query and key weights scales the logits, as QK-clip does."""
+        return not self.qk_norm
 
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
@@ -104,6 +110,8 @@ class MHSA(nn.Module):
         self.rotary = Rotary(self.head_dim, max_length, config.rope_base)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
+        self.record_max_logits = False
+        self.max_logits: Tensor | None = None  # (H,), of every forward pass since it was None
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused projection is three matrices to an optimizer that cares."""
@@ -111,10 +119,18 @@ class MHSA(nn.Module):
         rows = (self.num_heads * self.head_dim, kv, kv)
         return {"qkv.weight": {"role": "hidden", "row_blocks": rows}}
 
+    def qk_weights(self) -> tuple[Tensor, Tensor]:
+        """Views of the weights of queries (H, Dh, D) and of keys (G, Dh, D)."""
+        heads = self.qkv.weight.detach().unflatten(0, (-1, self.head_dim))
+        return heads[: self.num_heads], heads[self.num_heads :][: self.num_kv_heads]
+
     def forward(self, x: Tensor) -> Tensor:
         queries, keys, values = self._project(x, None)
+        scale = self.head_dim**-0.5
+        if self.record_max_logits:
+            self.max_logits = largest_logits(queries, keys, scale=scale, before=self.max_logits)
         dropout = self.dropout if self.training else 0.0
-        out = causal_attention(queries, keys, values, scale=self.head_dim**-0.5, dropout=dropout)
+        out = causal_attention(queries, keys, values, scale=scale, dropout=dropout)
         return self.out(out.transpose(1, 2).flatten(2))
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> KVCache:

@@ -9,7 +9,7 @@ query and key head, W value width of a head, S cached tokens.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from muonlab.model.attention.absorbed_mla import AbsorbedMLA
 from muonlab.model.attention.rotary import Rotary
-from muonlab.model.attention.softmax import causal_attention, kept_probabilities
+from muonlab.model.attention.softmax import causal_attention, kept_probabilities, largest_logits
 from muonlab.model.cache import Chunk, LatentCache
 from muonlab.model.layers import Linear, RMSNorm
 
@@ -52,6 +52,11 @@ class MLAConfig:
             raise ValueError(f"rope_dim is {self.rope_dim}; rotary needs an even width >= 2")
         if self.rope_base <= 1:
             raise ValueError(f"rope_base is {self.rope_base}; it must be above 1")
+
+    @property
+    def weights_set_logits(self) -> bool:
+        """Whether scaling query and key weights scales the logits, as QK-clip does."""
+        return not self.qk_norm
 
     def width_of_head(self, dim: int) -> int:
         """Head width at model width ``dim``; raises ValueError if heads or ranks do not fit."""
@@ -138,6 +143,8 @@ class MLA(nn.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(self.head_dim + self.rope_dim, eps=norm_eps)
             self.key_norm = RMSNorm(self.rope_dim, eps=norm_eps)
+        self.record_max_logits = False
+        self.max_logits: Tensor | None = None  # (H,), of every forward pass since it was None
 
     def muon_layout(self) -> dict[str, dict]:
         """Up-projections are one matrix a head, keys before values; the latent's and the rotary
@@ -151,6 +158,15 @@ class MLA(nn.Module):
             "kv_down.weight": down,
             "kv_up.weight": up,
         }
+
+    def qk_weights(self) -> tuple[Tensor, Tensor]:
+        """Views of the weights of queries (H, N + P, …) and of plain keys (H, N, R).
+
+        The rotary key is not among them: all heads share it.
+        """
+        query: Any = self.query if isinstance(self.query, Linear) else self.query[-1]
+        queries = query.weight.detach().unflatten(0, (self.num_heads, -1))
+        return queries, self.kv_up.weight.detach().view(2, self.num_heads, -1, self.kv_rank)[0]
 
     def for_inference(self, dtype: torch.dtype) -> "MLA | AbsorbedMLA":
         """The form that runs fastest: absorbed, unless a norm stands between or it reads more."""
@@ -209,9 +225,15 @@ class MLA(nn.Module):
         """Attention of the tokens among themselves, with every head's keys and values formed."""
         keys, values = self.kv_up(latents).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         rotary_keys = rotary_keys.expand_as(rotary)
+        queries = torch.cat((plain, rotary), dim=-1)
+        keys = torch.cat((keys.transpose(1, 2), rotary_keys), dim=-1)
+        if self.record_max_logits:
+            self.max_logits = largest_logits(
+                queries, keys, scale=self.scale, before=self.max_logits
+            )
         out = causal_attention(
-            torch.cat((plain, rotary), dim=-1),
-            torch.cat((keys.transpose(1, 2), rotary_keys), dim=-1),
+            queries,
+            keys,
             values.transpose(1, 2),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,

@@ -34,6 +34,7 @@ class PrefixMHLAConfig:
 
     causal: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()
+    weights_set_logits: ClassVar[bool] = False  # of heads alone: latents are shared
 
     kind: Literal["prefix_mhla"] = "prefix_mhla"
     num_heads: int = 4

@@ -41,6 +41,26 @@ def causal_attention(
     return out[..., :value_dim]
 
 
+@torch.no_grad()
+def largest_logits(
+    queries: Tensor, keys: Tensor, *, scale: float, before: Tensor | None = None
+) -> Tensor:
+    """Each head's largest logit over batch and causal pairs, and over ``before``: (H,) in fp32.
+
+    Shapes as in `causal_attention`. Costs its product of queries and keys once more.
+    """
+    T = queries.shape[2]
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    future = queries.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
+    found = [] if before is None else [before]
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        scores = queries[:, :, start:stop] @ keys[:, :, :stop].mT
+        scores[..., start:].add_(future[: stop - start, : stop - start])
+        found.append(scores.amax(dim=(0, 2, 3)).float() * scale)
+    return torch.stack(found).amax(dim=0)
+
+
 def kept_probabilities(length: int) -> int:
     """Values a head keeps for the backward pass on a CPU besides queries, keys, values, output."""
     if length > EXPLICIT_MAX_LENGTH:
