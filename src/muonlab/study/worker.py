@@ -119,6 +119,7 @@ def serve(options: Options) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the engine, which tells us
     machine.keep_freed_memory()
     torch.set_num_threads(options.threads)
+    gc.freeze()  # modules stay: collecting after each run need not look at them (0.13 s)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def watch() -> None:
