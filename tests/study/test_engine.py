@@ -99,7 +99,8 @@ def test_runs_are_made_once_and_equal_those_of_train(
 
     alone = RunDirectory.place(tmp_path / "alone", study.arms[0].run("x", 1))
     summary = train(study.arms[0].run("x", 1), alone, tiny_data, progress=False)
-    assert frame["val/loss"][1] == pytest.approx(summary["val/loss"], abs=1e-6)
+    losses = frame["val/loss"].tolist()
+    assert losses[1] == pytest.approx(summary["val/loss"], abs=1e-6)
 
     # Both arms are the same config: they share their two runs.
     before = written(root)
@@ -129,7 +130,7 @@ def test_searches_come_first_and_tune_the_test_runs(
     trials = study_trials(study, root)
     assert len(trials) == LEARNING_RATE.trials
     best = trials.loc[trials["loss"].idxmin(), "tuned/optimizer.lr"]
-    assert trials["chosen"].sum() == 1
+    assert list(trials["chosen"]).count(True) == 1
     frame = study_frame(study, root)
     assert list(frame["tuned/optimizer.lr"]) == [best, best]
     runs = [RunDirectory(Path(path)).config() for path in frame["run"]]
@@ -148,9 +149,8 @@ def test_a_diverging_run_is_a_result(config: RunConfig, root: Path, make: Callab
     study = study_of(arm("wild", wild), arm("muon", config), seeds=(0,))
     said = make(study)
     frame = study_frame(study, root).set_index("arm")
-    assert frame.loc["wild", "val/loss"] == math.inf
-    assert frame.loc["wild", "status"] == "failed"
-    assert frame.loc["muon", "status"] == "finished"
+    assert frame["status"].to_dict() == {"wild": "failed", "muon": "finished"}
+    assert frame["val/loss"].to_dict()["wild"] == math.inf
     assert "diverged: step" in said
     assert status(study, root).counts == {"failed": 1, "finished": 1}
     assert make(study) == "", "it is not tried again"
@@ -245,7 +245,7 @@ def test_a_study_without_runs(config: RunConfig, root: Path):
     study = study_of(arm("muon", config, search=LEARNING_RATE), arm("p", config))
     frame = study_frame(study, root)
     assert list(frame["status"]) == ["missing"] * 4
-    assert frame["val/loss"].isna().all()
+    assert frame["val/loss"].dropna().empty
     assert judge_study(study, root)[0].verdict == "inconclusive"
     assert status(study, root).counts == {"to do": 8}
     assert study_curves(study, root) == {}
@@ -269,7 +269,8 @@ def test_a_measurement_is_made_once(root: Path):
     assert judge_study(measurement, root)[0].verdict == "reproduced"
 
 
-@pytest.mark.parametrize("field", ["workers", "threads"])
-def test_resources_out_of_range(field: str):
-    with pytest.raises(ValueError, match=f"{field} is 0; it must be at least 1"):
-        Resources(**{field: 0})
+def test_resources_out_of_range():
+    with pytest.raises(ValueError, match="workers is 0; it must be at least 1"):
+        Resources(workers=0)
+    with pytest.raises(ValueError, match="threads is 0; it must be at least 1"):
+        Resources(threads=0)
