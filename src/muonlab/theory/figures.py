@@ -1,5 +1,7 @@
 """The look of the checks' figures: labelled axes, colours that colour-blind readers tell apart."""
 
+import textwrap
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +19,7 @@ def panels(count: int, caption: str, *, rows: int = 1) -> tuple[Figure, list[Axe
         panel.set_axisbelow(True)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
+    caption = textwrap.fill(caption, 65 * columns)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#555555")
     return figure, axes
 

@@ -31,7 +31,6 @@ NETWORKS: tuple[NetworkName, ...] = get_args(NetworkName)
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 FREEZES = (-1.1, -0.4)  # slopes of a drift that vanishes with the width: −1 in theory, or −½
-VANISHES = (-1.6, -0.4)  # attention at small widths may come down to its limit faster
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +87,11 @@ def run(sizes: Sizes, context: Context) -> Evidence:
                     "change": ((update - reference).norm() / reference.norm()).item(),
                 }
             )
+    return conclude(rows, sizes)
+
+
+def conclude(rows: list[Row], sizes: Sizes) -> Evidence:
+    """Measures, sentence and figure of measured rows."""
     measures = measure(rows)
     found = {item.name: item.value for item in measures}
     sentence = (
@@ -177,12 +181,12 @@ def measure(rows: list[Row]) -> list[Measure]:
         ),
         ("causal_mhla", "ntk", "gd"): (
             "direction",
-            VANISHES,
+            FREEZES,
             "whether the drift vanishes at least in the NTK scaling",
         ),
         ("causal_mhla", "ntk", "muon"): (
             "direction",
-            VANISHES,
+            FREEZES,
             "whether the drift vanishes at least in the NTK scaling",
         ),
     }
