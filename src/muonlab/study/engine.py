@@ -189,13 +189,16 @@ class _Engine:
             self._note_failure(job, reply.message)
         elif reply.status == "lost" and not self._stopping:
             self._note_death(job, reply.message)
+        elif reply.status == "finished" and reply.message:
+            self._board.say(f"{job.label}: {reply.message}")
         elif reply.status == "busy":
             if job.fingerprint not in self._busy:
                 self._board.say(f"{job.label}: another process is at it and may have it")
             self._busy[job.fingerprint] = time.monotonic() + BUSY_SECONDS
         self._plan.refresh()
         outcome = self._plan.outcome(job)
-        self._board.ended(job, outcome)
+        made_here = reply.status != "finished" or not reply.message
+        self._board.ended(job, outcome if made_here else None)
         if outcome and outcome.status != "error" and not self._keep_checkpoints:
             shutil.rmtree(outcome.path / "checkpoints", ignore_errors=True)
         for name in sorted(searching):

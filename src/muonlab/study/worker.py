@@ -64,8 +64,9 @@ def make_run(config: RunConfig, options: Options) -> Reply:
                 if damage := find_damage(run, config, data):
                     notes.append(f"{damage}; set aside as {set_aside(run.path).name}, made again")
                     continue
-                if not (run.path / "summary.json").exists():
-                    train(config, run, data, progress=False)
+                if (run.path / "summary.json").exists():
+                    return Reply(status="finished", message="another process has made it")
+                train(config, run, data, progress=False)
                 return Reply(status="finished", notes=notes)
     except RunBusyError:
         return Reply(status="busy")
