@@ -93,6 +93,42 @@ def test_a_rank_one_input_keeps_its_direction(schedule, dtype, m, n):
     assert inner.square() / out.square().sum() >= 0.999
 
 
+def hard_matrix(kind, m, n):
+    """Matrices whose Gram iteration comes close to diverging in half precision."""
+    k = min(m, n)
+    if kind == "two strong rows, a tail":
+        matrix = 0.1 * torch.randn(m, n, dtype=torch.float64) / (m**0.5 + n**0.5)
+        matrix[:2, :2] += torch.outer(torch.tensor([0.6, 0.8]), torch.tensor([0.8, -0.6]))
+        return matrix
+    sigma = {
+        "rank 16": (torch.arange(k) < 16).double(),
+        "half the rank": (torch.arange(k) < k // 2).double(),
+        "one strong direction": (torch.arange(k) == 0) + 0.03 * torch.ones(k, dtype=torch.float64),
+        "three decades": torch.logspace(-3, 0, k, dtype=torch.float64),
+    }[kind]
+    u, sigma, v = with_singular_values(sigma, 1, m, n)
+    return ((u * sigma) @ v.mT)[0]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("m", "n"), [(128, 512), (512, 128), (64, 256)])
+def test_bf16_does_not_diverge(schedule, m, n):
+    torch.manual_seed(0)
+    kinds = {  # and the largest relative error; most would be 1e3 and more
+        "rank 16": 0.75,
+        "half the rank": 1.1 if schedule == "deepseek_v4" else 0.6,
+        "one strong direction": 0.05,
+        "three decades": 0.25,
+        "two strong rows, a tail": 0.1,
+    }
+    matrices = torch.stack([hard_matrix(kind, m, n) for kind in kinds])
+    exact = orthogonalise(matrices, schedule)
+    found = orthogonalise(matrices.float(), schedule, dtype="bf16")
+    errors = (found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    for (kind, bound), error in zip(kinds.items(), errors.tolist(), strict=True):
+        assert error < bound, kind
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [("fp32", 1e-5), ("bf16", 6e-2), ("fp16", 6e-3)])
 @pytest.mark.parametrize("power", range(-30, 31, 5))
 @pytest.mark.parametrize("shape", [(16, 16), (16, 48)])
@@ -142,12 +178,14 @@ def test_works_under_compile_fullgraph():
 
 
 def test_segments_and_flops():
-    assert segments(5, 384, 384) == [1] * 5
-    assert segments(5, 384, 1536) == [2, 3]
-    assert segments(10, 100, 400) == [2, 2, 3, 3]
+    keller5 = resolve_schedule("keller5")
+    assert segments(keller5, 384, 384) == [1] * 5
+    assert segments(keller5, 384, 1536) == [2, 3]
+    assert segments(resolve_schedule("polar_express"), 384, 1536) == [1, 2, 2]
+    assert segments(resolve_schedule("deepseek_v4"), 400, 100) == [2] * 5
     k = 384
-    assert polar_flops(5, k, k) == 30 * k**3
-    assert polar_flops(5, k, 4 * k) == (8 * 4 + 28) * k**3
+    assert polar_flops(keller5, k, k) == 30 * k**3
+    assert polar_flops(keller5, k, 4 * k) == (8 * 4 + 28) * k**3
     assert step_flops([(24, k, k), (96, k, 4 * k)], "keller5") == (24 * 30 + 96 * 60) * k**3
     assert step_flops([(1, 2, 2)], "none") == 0
 

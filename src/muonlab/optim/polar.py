@@ -5,6 +5,7 @@ tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the pr
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,14 +15,21 @@ from torch import Tensor
 
 from muonlab.optim.schedules import Coefficients, Schedule, resolve_schedule
 
-# Gram iterations between two recomputations of R from X. Rounding errors in R grow by a² ≈ 12 a
-# step, so a fourth step would let those of bf16 reach the size of the result.
-MAX_SEGMENT = 3
+# Rounding errors in R grow by a² a step until R is computed anew from X; once they make it clearly
+# indefinite, they explode. That is how much growth bf16 bears on the way, and where no step follows
+# (docs/decisions/0003).
+MAX_GROWTH = 20.0
+MAX_LAST_GROWTH = 150.0
 # Half precision adds directions of some 1e-4 of the norm. A matrix whose σ², after the smallest σ
 # have grown a hundredfold, have a mean below this has few directions that stand out of them
-# (docs/decisions/0003).
+# (docs/decisions/0003). A schedule of a total gain above LONG amplifies the added directions to the
+# size of the others: then about half of the directions must stand out.
 JUDGED_GAIN = 100.0
 RESOLVED = 0.1
+LONG = 5000.0
+RESOLVED_LONG = 0.45
+# No schedule leaves a σ above 2 on its way: a larger mean of σ² has come of rounding.
+DIVERGED = 4.0
 # Elements of each tensor that the passes outside the iteration, and the fp32 path, take at once: a
 # few such tensors stay in the 2 MiB of cache beside each core (docs/decisions/0004).
 PASS_ELEMENTS = 300_000
@@ -108,31 +116,39 @@ def svd_polar(matrices: Tensor) -> Tensor:
     return (u * ((sigma > cutoff) & (sigma > 0)).to(u.dtype).unsqueeze(1)) @ vh
 
 
-def segments(num_steps: int, m: int, n: int) -> list[int]:
+def segments(schedule: Schedule, m: int, n: int) -> list[int]:
     """How many steps each Gram iteration takes before R is computed anew.
 
     A segment of s steps costs 4αk³ + (8s − 6)k³ FLOPs for α = max(m, n) / k, against s(4α + 2)k³
-    one by one (the standard form), so longer ones pay exactly when α > 1.5.
+    one by one (the standard form), so longer ones pay exactly when α > 1.5. They have two steps,
+    the last one three, where the growth of rounding errors allows it.
     """
     if max(m, n) <= 1.5 * min(m, n):
-        return [1] * num_steps
-    count = -(-num_steps // MAX_SEGMENT)
-    short, longer = divmod(num_steps, count)
-    return [short] * (count - longer) + [short + 1] * longer
+        return [1] * len(schedule)
+    lengths = []
+    growths = [a * a for a, _, _ in schedule]
+    while growths:
+        if lengths and len(growths) == 3 and growths[0] * growths[1] <= MAX_LAST_GROWTH:
+            length = 3
+        else:
+            length = 2 if len(growths) > 1 and growths[0] <= MAX_GROWTH else 1
+        lengths.append(length)
+        del growths[:length]
+    return lengths
 
 
-def polar_flops(num_steps: int, m: int, n: int) -> int:
+def polar_flops(schedule: Schedule, m: int, n: int) -> int:
     """FLOPs of `polar_iterations` on one m × n matrix (matrix products only)."""
     k, long = min(m, n), max(m, n)
-    return sum(4 * k * k * long + (8 * steps - 6) * k**3 for steps in segments(num_steps, m, n))
+    return sum(4 * k * k * long + (8 * steps - 6) * k**3 for steps in segments(schedule, m, n))
 
 
 def step_flops(block_shapes: Iterable[tuple[int, int, int]], schedule: Any) -> int:
     """FLOPs of one step's matrix products over blocks of (batch, m, n), from shapes alone."""
     if schedule in ("none", "svd"):
         return 0
-    num_steps = len(resolve_schedule(schedule))
-    return sum(batch * polar_flops(num_steps, m, n) for batch, m, n in block_shapes)
+    steps = resolve_schedule(schedule)
+    return sum(batch * polar_flops(steps, m, n) for batch, m, n in block_shapes)
 
 
 def polar_factors(
@@ -196,16 +212,17 @@ def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tup
     r, p, q, w = (take(name, k, k) for name in "rpqw")
     reliable = norm = torch.empty(0)
     judged = _judged_step(schedule) if dtype.itemsize < 4 else None
+    resolved = RESOLVED if math.prod([a for a, _, _ in schedule]) <= LONG else RESOLVED_LONG
     step = 0
-    for length in segments(len(schedule), m, n):
+    for length in segments(schedule, m, n):
         torch.bmm(x, x.mT, out=r) if wide else torch.bmm(x.mT, x, out=r)
         if step == 0:
             norm, reliable = _normalise_gram_(r)
         for position in range(length):
             if step == judged:
-                reliable &= _energies(r) >= RESOLVED * k
+                reliable &= _energies(r) >= resolved * k
             if step == len(schedule) - 1:  # rounding can make long schedules diverge
-                reliable &= _energies(r) <= 2 * k
+                reliable &= _energies(r) <= DIVERGED * k
             if step == 0:
                 _first_polynomial(r, schedule[step], p)
             else:
