@@ -1,48 +1,18 @@
-import copy
+"""The steps themselves: against torch, by hand, and whatever must not change them."""
 
 import pytest
 import torch
+from made_parameters import (
+    SHAPES,
+    assert_equal_parameters,
+    clones,
+    gradient_of,
+    parameters,
+    set_gradients,
+)
 from torch import nn
 
-from muonlab.optim import Muon, NonfiniteGradientError, orthogonalise
-
-SHAPES = [(16, 16), (8, 32), (32, 8), (16, 16), (8, 32)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tiny matrices gain nothing from a second one, and wait for it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def parameters(*shapes, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=dtype)) for s in shapes]
-
-
-def clones(params):
-    return [nn.Parameter(p.detach().clone()) for p in params]
-
-
-def set_gradients(seed, *lists):
-    generator = torch.Generator().manual_seed(seed)
-    for group in zip(*lists, strict=True):
-        gradient = torch.randn(group[0].shape, generator=generator).to(group[0].dtype)
-        for parameter in group:
-            parameter.grad = gradient.clone()
-
-
-def gradient_of(parameter):
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def assert_equal_parameters(first, second):
-    for p, q in zip(first, second, strict=True):
-        assert torch.equal(p.detach(), q.detach())
+from muonlab.optim import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -160,103 +130,6 @@ def test_idle_experts_do_not_move(second_moment, cautious):
     assert not torch.equal(stack.detach()[1], frozen)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", [0, 1])
-def test_nonfinite_gradients(bad, where):
-    def build(nonfinite):
-        params = parameters((8, 8), (5,))
-        groups = [
-            {"params": [("matrix", params[0])]},
-            {"params": [("bias", params[1])], "algorithm": "adamw"},
-        ]
-        muon = Muon(groups, lr=0.1, nonfinite=nonfinite)
-        set_gradients(0, params)
-        muon.step()
-        params[where].grad.view(-1)[2] = bad
-        return muon, params
-
-    muon, params = build("skip")
-    before = copy.deepcopy(muon.state_dict()), [p.detach().clone() for p in params]
-    muon.step()
-    assert muon.num_skipped_steps == 1
-    assert_equal_parameters(params, before[1])
-    torch.testing.assert_close(muon.state_dict()["state"], before[0]["state"], rtol=0, atol=0)
-    muon, params = build("raise")
-    with pytest.raises(NonfiniteGradientError, match=["matrix", "bias"][where]):
-        muon.step()
-
-
-def mixed(seed=0, **options):
-    params = parameters((4, 8, 16), (16, 16), (9, 5), (5,), seed=seed)
-    groups = [
-        {"params": params[:2], "layouts": [{"row_blocks": [4, 4]}, None]},
-        {"params": params[2:], "algorithm": "adamw", "lr": 0.003},
-    ]
-    return params, Muon(groups, lr=0.02, **options)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"second_moment": "normuon"}, {"second_moment": "adamuon"}]
-)
-def test_resume_is_bitwise(tmp_path, options):
-    straight, muon = mixed(**options)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(muon, 10)
-    for step in range(4):
-        set_gradients(step, straight)
-        muon.step()
-        scheduler.step()
-    saved = {"optimizer": muon.state_dict(), "scheduler": scheduler.state_dict()}
-    torch.save(saved, tmp_path / "state.pt")
-    resumed, other = mixed(seed=1, **options)
-    other_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(other, 10)
-    with torch.no_grad():
-        for p, q in zip(resumed, straight, strict=True):
-            p.copy_(q)
-    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
-    other.load_state_dict(loaded["optimizer"])
-    other_scheduler.load_state_dict(loaded["scheduler"])
-    for step in range(4, 8):
-        set_gradients(step, straight, resumed)
-        for optimizer in (muon, other):
-            optimizer.step()
-        scheduler.step()
-        other_scheduler.step()
-    assert_equal_parameters(straight, resumed)
-
-
-def test_half_precision_parameters_keep_fp32_moments_through_a_load():
-    params = parameters((8, 16), dtype=torch.bfloat16)
-    muon = Muon(params, second_moment="normuon")
-    set_gradients(0, params)
-    muon.step()
-    other = Muon(clones(params), second_moment="normuon")
-    other.load_state_dict(muon.state_dict())
-    moment = other.state[other.param_groups[0]["params"][0]]["second_moment"]
-    assert moment.dtype == torch.float32
-    assert torch.equal(moment, muon.state[params[0]]["second_moment"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: s["state"][0].update(momentum=torch.zeros(3, 3)), r"momentum is \(3, 3\)"),
-        (lambda s: s["state"][1].update(momentum=torch.zeros(16, 16).half()), "float16"),
-        (lambda s: s["state"][0].pop("momentum"), "momentum"),
-        (lambda s: s["param_groups"].pop(), "1 groups"),
-        (lambda s: s["param_groups"][0]["params"].pop(), "1 parameters"),
-        (lambda s: s["param_groups"][1].update(algorithm="muon"), "'muon'"),
-    ],
-)
-def test_a_state_that_does_not_fit_is_refused(change, message):
-    params, muon = mixed()
-    set_gradients(0, params)
-    muon.step()
-    state = copy.deepcopy(muon.state_dict())
-    change(state)
-    with pytest.raises(ValueError, match=message):
-        muon.load_state_dict(state)
-
-
 def test_determinism_and_batching():
     start = parameters((16, 8, 24), (8, 24), (8, 24), (24, 8))
     results = []
@@ -284,81 +157,6 @@ def test_the_workspace_is_bounded_over_all_shapes(rank):
     assert 0 < muon.workspace_bytes() <= bound
 
 
-def test_parameters_without_gradient_are_untouched():
-    params, muon = mixed()
-    before = [p.detach().clone() for p in params]
-    muon.step()
-    assert_equal_parameters(params, before)
-    assert not muon.state
-
-
-def test_closure_add_param_group_and_zero_grad():
-    model = nn.Linear(4, 4)
-    muon = Muon([model.weight], lr=0.05)
-    muon.add_param_group({"params": [model.bias], "algorithm": "adamw", "lr": 0.1})
-    data = torch.randn(8, 4)
-
-    def closure():
-        muon.zero_grad()
-        loss = model(data).square().mean()
-        loss.backward()
-        return loss
-
-    losses = [muon.step(closure).item() for _ in range(20)]
-    assert losses[-1] < losses[0]
-    assert muon.param_groups[1]["initial_lr"] == 0.1
-
-
-def test_a_tensor_learning_rate_equals_a_number():
-    start = parameters(*SHAPES)
-    ours, other = clones(start), clones(start)
-    number, tensor = Muon(ours, lr=0.02), Muon(other, lr=torch.tensor(0.02))
-    for step in range(3):
-        set_gradients(step, ours, other)
-        number.step()
-        tensor.step()
-    for p, q in zip(ours, other, strict=True):
-        torch.testing.assert_close(p.detach(), q.detach(), atol=1e-6, rtol=1e-6)
-
-
-def test_under_grad_scaler():
-    model = nn.Linear(4, 4, bias=False)
-    muon = Muon(model.parameters(), lr=0.05)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    before = model.weight.detach().clone()
-    loss = model(torch.randn(8, 4)).square().mean()
-    scaler.scale(loss).backward()
-    gradient_of(model.weight)[0, 0] = float("inf")
-    scaler.step(muon)  # skipped by the scaler, not by us
-    scaler.update()
-    assert torch.equal(model.weight.detach(), before)
-    muon.zero_grad()
-    scaler.scale(model(torch.randn(8, 4)).square().mean()).backward()
-    scaler.step(muon)
-    assert not torch.equal(model.weight.detach(), before)
-
-
-def test_inside_a_compiled_training_step():
-    model, other = nn.Linear(6, 6), nn.Linear(6, 6)
-    other.load_state_dict(model.state_dict())
-    data = torch.randn(8, 6)
-
-    def train(net, optimizer):
-        optimizer.zero_grad()
-        net(data).square().mean().backward()
-        optimizer.step()
-
-    def build(net):
-        return Muon([{"params": [net.weight]}, {"params": [net.bias], "algorithm": "adamw"}])
-
-    eager, compiled = build(model), build(other)
-    compiled_train = torch.compile(train, backend="eager")
-    for _ in range(3):
-        train(model, eager)
-        compiled_train(other, compiled)
-    torch.testing.assert_close(model.weight, other.weight)
-
-
 def test_half_precision_and_double_parameters():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         params = parameters((8, 8), (3, 8, 16), dtype=dtype)
@@ -372,64 +170,3 @@ def test_half_precision_and_double_parameters():
         exact.step()
         for p, q in zip(params, reference, strict=True):
             torch.testing.assert_close(p.detach().double(), q.detach(), atol=3e-2, rtol=3e-2)
-
-
-def test_state_is_reported_in_bytes_against_adamw():
-    params = parameters((64, 64))
-    muon = Muon(params)
-    set_gradients(0, params)
-    muon.step()
-    adamw = Muon([{"params": clones(params), "algorithm": "adamw"}])
-    set_gradients(0, adamw.param_groups[0]["params"])
-    adamw.step()
-    assert muon.state_bytes() == 64 * 64 * 4
-    assert adamw.state_bytes() == 2 * 64 * 64 * 4 + 4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lr": -1.0}, "lr -1.0"),
-        ({"lr": float("nan")}, "lr nan"),
-        ({"lr": torch.zeros(2)}, "lr must be"),
-        ({"momentum": 1.0}, "momentum 1.0"),
-        ({"weight_decay": -0.1}, "weight_decay -0.1"),
-        ({"betas": (0.9, 1.0)}, "betas 1.0"),
-        ({"betas": 0.9}, "betas 0.9"),
-        ({"eps": 0.0}, "eps 0.0"),
-        ({"schedule": "keler"}, "'keler'"),
-        ({"scale": "big"}, "scale 'big'"),
-        ({"dtype": "int8"}, "dtype 'int8'"),
-        ({"nesterov": 1}, "nesterov 1"),
-        ({"nonfinite": "ignore"}, "nonfinite 'ignore'"),
-        ({"batch_bytes": 0}, "batch_bytes 0"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        Muon(parameters((4, 4)), **options)
-
-
-@pytest.mark.parametrize(
-    ("group", "message"),
-    [
-        ({"params": []}, "no parameters"),
-        ({"params": [nn.Parameter(torch.zeros(4))]}, r"\(4,\)"),
-        ({"params": [nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))]}, "complex64"),
-        ({"params": [nn.Parameter(torch.zeros(3, 4).t())]}, "contiguous"),
-        ({"params": [nn.Parameter(torch.zeros(3, 3))], "weight_deca": 1}, "'weight_deca'"),
-        ({"params": [nn.Parameter(torch.zeros(3, 3))], "algorithm": "sgd"}, "'sgd'"),
-        ({"params": [nn.Parameter(torch.zeros(3, 3))], "layouts": []}, "0 layouts for 1"),
-    ],
-)
-def test_bad_groups_are_named(group, message):
-    with pytest.raises(ValueError, match=message):
-        Muon([group])
-
-
-def test_sparse_gradients_are_refused_by_name():
-    embedding = nn.Embedding(5, 3, sparse=True)
-    muon = Muon([{"params": [("words", embedding.weight)], "algorithm": "adamw"}])
-    embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="words: sparse"):
-        muon.step()
