@@ -70,6 +70,7 @@ class OptimizerReport:
             f"  state {self.state_bytes / 2**20:.0f} MiB, "
             f"workspace {self.workspace_bytes / 2**20:.0f} MiB",
         ]
+        lines.append("  shares of a step in one thread:")
         lines += [f"  {share:6.1%} {name}" for name, share in self.shares.items()]
         return "\n".join(lines)
 
@@ -131,6 +132,7 @@ def bench_optimizer(
     muon = our_optimizer(name)
     candidates = {"muonlab": muon.step, "torch.optim.Muon": torch_optimizer(name), **(peers or {})}
     timings = interleave(candidates, rounds=rounds)
+    workspace_bytes = muon.workspace_bytes()  # of as many threads as were timed
     return OptimizerReport(
         parameter_set=name,
         timings=timings,
@@ -140,14 +142,20 @@ def bench_optimizer(
             gemm_flops(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.bfloat16)
         ),
         state_bytes=muon.state_bytes(),
-        workspace_bytes=muon.workspace_bytes(),
+        workspace_bytes=workspace_bytes,
     )
 
 
 def step_shares(optimizer: Muon) -> dict[str, float]:
-    """The share of one profiled step that each kind of work takes."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    """The share of one profiled step, in a single thread, that each kind of work takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the profiler does not see worker threads
+    try:
         optimizer.step()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            optimizer.step()
+    finally:
+        torch.set_num_threads(threads)
     microseconds = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
     total = sum(microseconds.values())
     shares = {
