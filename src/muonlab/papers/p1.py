@@ -101,7 +101,8 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
     else direction only. Refuted where it lies above 1 (a miss counts as infinite); inconclusive
     otherwise.
     """
-    complete = [seed for seed, runs in frame.groupby("seed") if (runs["status"] != "missing").all()]
+    cut = set(frame.loc[frame["status"] == "missing", "seed"])
+    complete = [seed for seed in frame["seed"].unique() if seed not in cut]
     if len(complete) < 2:
         return Verdict(
             claim="P1-compute",
