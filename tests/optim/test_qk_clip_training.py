@@ -6,7 +6,7 @@ from tiny_runs import MakeConfig, assert_same, train_in
 
 from muonlab.config import ConfigError
 from muonlab.data import TokenData
-from muonlab.model.attention.softmax import largest_logits
+from muonlab.model.attention.softmax import causal_attention
 from muonlab.optim.qk_clip import QKClip
 
 ATTENTIONS = {
@@ -17,19 +17,21 @@ ATTENTIONS = {
 }
 
 
-@pytest.mark.parametrize(("heads", "groups", "length"), [(4, 4, 7), (4, 2, 130), (6, 1, 300)])
+@pytest.mark.parametrize(
+    ("heads", "groups", "length"), [(4, 4, 7), (4, 2, 130), (6, 1, 300), (2, 1, 1100)]
+)
 def test_recorded_logits_are_those_of_the_whole_matrix(heads, groups, length):
     torch.manual_seed(0)
     queries, keys = torch.randn(2, heads, length, 8), torch.randn(2, groups, length, 8)
-    found = largest_logits(queries, keys, scale=0.5)
+    found = torch.full((heads,), -torch.inf)
+    causal_attention(queries, keys, keys, scale=0.5, max_logits=found)
     logits = 0.5 * queries @ keys.repeat_interleave(heads // groups, dim=1).mT
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     expected = logits.masked_fill(~visible, -torch.inf).amax(dim=(0, 2, 3))
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(
-        largest_logits(queries, -keys, scale=0.5, before=found),
-        torch.maximum(found, largest_logits(queries, -keys, scale=0.5)),
-    )
+    before = found.clone()
+    causal_attention(queries, 0.5 * keys, keys, scale=0.5, max_logits=found)
+    assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class QKClip:
     """The attention logits of a model's training steps, watched, and clipped above ``threshold``.
 
-    Serves modules with ``record_max_logits`` and ``max_logits`` (H,), the largest of all forward
-    passes since it was None, and ``qk_weights()``, the views that `clip_heads_` takes.
+    Serves modules with ``qk_weights()``, the views that `clip_heads_` takes, and ``max_logits``,
+    which is None or (H,) and then raised to each head's largest logit by every forward pass.
     """
 
     def __init__(self, model: nn.Module, threshold: float | None = None) -> None:
@@ -28,8 +28,10 @@ class QKClip:
     def begin_step(self, *, watch: bool = False) -> None:
         """Forget the last step's logits; record this one's to clip them, or to ``watch`` them."""
         for attention in self._attentions:
-            attention.record_max_logits = watch or self.threshold is not None
             attention.max_logits = None
+            if watch or self.threshold is not None:
+                query, _ = attention.qk_weights()
+                attention.max_logits = query.new_full(query.shape[:1], -torch.inf)
 
     def end_step(self) -> dict[str, float]:
         """Clip after the optimizer's step; ``qk/max_logit`` before it, where it was recorded."""

@@ -13,7 +13,6 @@ from muonlab.model.attention.softmax import (
     cached_attention,
     causal_attention,
     kept_probabilities,
-    largest_logits,
 )
 from muonlab.model.cache import Chunk, KVCache
 from muonlab.model.layers import Linear, RMSNorm
@@ -110,8 +109,7 @@ class MHSA(nn.Module):
         self.rotary = Rotary(self.head_dim, max_length, config.rope_base)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
-        self.record_max_logits = False
-        self.max_logits: Tensor | None = None  # (H,), of every forward pass since it was None
+        self.max_logits: Tensor | None = None  # (H,): raised by every forward pass
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused projection is three matrices to an optimizer that cares."""
@@ -126,11 +124,14 @@ class MHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys, values = self._project(x, None)
-        scale = self.head_dim**-0.5
-        if self.record_max_logits:
-            self.max_logits = largest_logits(queries, keys, scale=scale, before=self.max_logits)
-        dropout = self.dropout if self.training else 0.0
-        out = causal_attention(queries, keys, values, scale=scale, dropout=dropout)
+        out = causal_attention(
+            queries,
+            keys,
+            values,
+            scale=self.head_dim**-0.5,
+            dropout=self.dropout if self.training else 0.0,
+            max_logits=self.max_logits,
+        )
         return self.out(out.transpose(1, 2).flatten(2))
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> KVCache:

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from muonlab.model.attention.absorbed_mla import AbsorbedMLA
 from muonlab.model.attention.rotary import Rotary
-from muonlab.model.attention.softmax import causal_attention, kept_probabilities, largest_logits
+from muonlab.model.attention.softmax import causal_attention, kept_probabilities
 from muonlab.model.cache import Chunk, LatentCache
 from muonlab.model.layers import Linear, RMSNorm
 
@@ -143,8 +143,7 @@ class MLA(nn.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(self.head_dim + self.rope_dim, eps=norm_eps)
             self.key_norm = RMSNorm(self.rope_dim, eps=norm_eps)
-        self.record_max_logits = False
-        self.max_logits: Tensor | None = None  # (H,), of every forward pass since it was None
+        self.max_logits: Tensor | None = None  # (H,): raised by every forward pass
 
     def muon_layout(self) -> dict[str, dict]:
         """Up-projections are one matrix a head, keys before values; the latent's and the rotary
@@ -225,18 +224,13 @@ class MLA(nn.Module):
         """Attention of the tokens among themselves, with every head's keys and values formed."""
         keys, values = self.kv_up(latents).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         rotary_keys = rotary_keys.expand_as(rotary)
-        queries = torch.cat((plain, rotary), dim=-1)
-        keys = torch.cat((keys.transpose(1, 2), rotary_keys), dim=-1)
-        if self.record_max_logits:
-            self.max_logits = largest_logits(
-                queries, keys, scale=self.scale, before=self.max_logits
-            )
         out = causal_attention(
-            queries,
-            keys,
+            torch.cat((plain, rotary), dim=-1),
+            torch.cat((keys.transpose(1, 2), rotary_keys), dim=-1),
             values.transpose(1, 2),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
+            max_logits=self.max_logits,
         )
         return self.out(out.transpose(1, 2).flatten(2))
 

@@ -19,19 +19,28 @@ BLOCK = 128
 
 
 def causal_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, *, scale: float, dropout: float = 0.0
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    max_logits: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each token over itself and the tokens before it.
 
     Shapes: queries (B, H, T, Dh), keys (B, G, T, Dh), values (B, G, T, Dv) with G dividing H;
     returns (B, H, T, Dv). ``dropout`` is the probability of dropping an attention weight.
+    ``max_logits`` (H,), if given, is raised to each head's largest logit.
     """
     if queries.device.type == "cpu" and queries.shape[2] <= EXPLICIT_MAX_LENGTH:
         repeats = queries.shape[1] // keys.shape[1]
         if repeats > 1:
             keys = keys.repeat_interleave(repeats, dim=1)
             values = values.repeat_interleave(repeats, dim=1)
-        return _BlockCausal.apply(queries, keys, values, scale, dropout)
+        return _BlockCausal.apply(queries, keys, values, scale, dropout, max_logits)
+    if max_logits is not None:
+        _raise_to_largest(max_logits, queries, keys, scale)
     value_dim = values.shape[-1]
     if value_dim < keys.shape[-1]:  # without equal widths there is no flash kernel (4-15 x slower)
         values = pad(values, (0, keys.shape[-1] - value_dim))
@@ -39,26 +48,6 @@ def causal_attention(
         queries, keys, values, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=True
     )
     return out[..., :value_dim]
-
-
-@torch.no_grad()
-def largest_logits(
-    queries: Tensor, keys: Tensor, *, scale: float, before: Tensor | None = None
-) -> Tensor:
-    """Each head's largest logit over batch and causal pairs, and over ``before``: (H,) in fp32.
-
-    Shapes as in `causal_attention`. Costs its product of queries and keys once more.
-    """
-    T = queries.shape[2]
-    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    future = queries.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
-    found = [] if before is None else [before]
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
-        scores = queries[:, :, start:stop] @ keys[:, :, :stop].mT
-        scores[..., start:].add_(future[: stop - start, : stop - start])
-        found.append(scores.amax(dim=(0, 2, 3)).float() * scale)
-    return torch.stack(found).amax(dim=0)
 
 
 def kept_probabilities(length: int) -> int:
@@ -84,6 +73,20 @@ def cached_attention(
     )
 
 
+@torch.no_grad()
+def _raise_to_largest(max_logits: Tensor, queries: Tensor, keys: Tensor, scale: float) -> None:
+    """For kernels that keep their logits to themselves: their product once more."""
+    T = queries.shape[2]
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    future = queries.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        scores = queries[:, :, start:stop] @ keys[:, :, :stop].mT
+        scores[..., start:].add_(future[: stop - start, : stop - start])
+        largest = scores.amax(dim=(0, 2, 3)).float() * scale
+        torch.maximum(max_logits, largest, out=max_logits)
+
+
 class _BlockCausal(torch.autograd.Function):
     """Explicit attention in blocks of queries, each over its own prefix of keys only.
 
@@ -92,7 +95,13 @@ class _BlockCausal(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, queries: Tensor, keys: Tensor, values: Tensor, scale: float, dropout: float
+        ctx,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        dropout: float,
+        max_logits: Tensor | None,
     ) -> Tensor:
         B, H, T, _ = queries.shape
         q, k, v = (x.reshape(B * H, T, -1) for x in (queries, keys, values))
@@ -104,6 +113,9 @@ class _BlockCausal(torch.autograd.Function):
             stop = min(start + BLOCK, T)
             scores = torch.bmm(q[:, start:stop], k[:, :stop].mT)
             scores[:, :, start:].add_(future[: stop - start, : stop - start])
+            if max_logits is not None:
+                largest = scores.amax(dim=(1, 2)).view(B, H).amax(dim=0).float()
+                torch.maximum(max_logits, largest, out=max_logits)
             weights = torch.softmax(scores, dim=-1)
             probabilities.append(weights)
             if dropout:
@@ -142,4 +154,4 @@ class _BlockCausal(torch.autograd.Function):
                 grad_k[:, :stop] += grad_k_block
                 grad_v[:, :stop] += grad_v_block
         grads = (grad_q.mul_(ctx.scale), grad_k, grad_v)
-        return *(g.view(B, H, T, -1) for g in grads), None, None
+        return *(g.view(B, H, T, -1) for g in grads), None, None, None
