@@ -151,7 +151,7 @@ def another(value: Any) -> Iterator[Any]:
         yield from (["tensorboard"], ["router"], [], [0.5, 0.6])
     else:
         yield from ("other", "svd", "none", "fp32", "skip", "spectral", "adamuon", "bias")
-        yield from ("sigmoid", "relu")
+        yield from ("sigmoid", "softmax", "relu")
 
 
 @pytest.mark.filterwarnings("ignore:.*causal")

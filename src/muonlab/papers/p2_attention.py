@@ -174,7 +174,7 @@ def leak(scale: Scale) -> Study:
         notes=(
             "The document split trains on as many tokens as the leaky one (half of a text twice as "
             "long); documents are cut to 3000 characters in both.",
-            "documents-fresh is validated on whole documents; its loss compares with no other here.",
+            "documents-fresh is validated on whole documents; its loss compares with no other.",
         ),
     )
 
