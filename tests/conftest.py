@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import TINY, MakeConfig, Train, directories, write_text
 
 from muonlab.cli import run
@@ -11,6 +12,15 @@ from muonlab.data import TokenData
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
 from muonlab.train import train
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """A command run in this process may set its threads; runs are bitwise equal only at as many."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

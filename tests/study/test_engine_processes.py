@@ -20,6 +20,8 @@ from muonlab.study.experiment import Study
 from muonlab.study.frame import study_curves, study_frame
 from muonlab.study.record import status
 
+pytestmark = pytest.mark.slow  # a minute and more, with several processes for every core
+
 MakeConfig = Callable[..., RunConfig]
 
 

@@ -126,11 +126,12 @@ def serve(options: Options) -> None:
     def watch() -> None:
         for line in sys.stdin:
             requests.put(line)
+        requests.put("")  # for a worker whose training has taken the signal
         os.kill(os.getpid(), signal.SIGTERM)  # training checkpoints, anything else just ends
 
     threading.Thread(target=watch, daemon=True).start()
-    while True:
-        config = from_json(requests.get())
+    while request := requests.get():
+        config = from_json(request)
         forget_peak_memory()
         replies.write(json.dumps(asdict(make_run(config, options))) + "\n")
         replies.flush()
