@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from muonlab.config import LearningRateConfig, OptimizerConfig, RunConfig, TrainConfig
+from muonlab.config import OptimizerConfig, RunConfig, TrainConfig
 from muonlab.data import DataConfig, DocumentSplit, LeakyWindowSplit, TrainBPE
 from muonlab.model import ModelConfig
 from muonlab.model.attention import (
@@ -67,10 +67,6 @@ def with_batch(config: RunConfig, sequences: int) -> RunConfig:
 
 def with_optimizer(config: RunConfig, optimizer: OptimizerConfig) -> RunConfig:
     return dataclasses.replace(config, optimizer=optimizer)
-
-
-def with_learning_rate(config: RunConfig, schedule: LearningRateConfig) -> RunConfig:
-    return dataclasses.replace(config, learning_rate=schedule)
 
 
 def with_attention(config: RunConfig, attention: AttentionConfig) -> RunConfig:

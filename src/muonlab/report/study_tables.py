@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from muonlab.report.comparison import ARM, MEASURES
 from muonlab.report.content import (
     WARNING_MARK,
     Column,
@@ -28,21 +29,12 @@ from muonlab.study.statistics import (
 )
 from muonlab.study.tuning import Trial, plan
 
-ARM = Column(key="arm", heading="Arm")
 PROTOCOLS = {"as_published": "as published", "honest": "honest"}
-KNOWN = (
-    Column(key="val/loss", heading="Loss (nats/token)", digits=4, better="lower"),
-    Column(key="val/bits_per_byte", heading="Bits per byte", digits=4, better="lower"),
-    Column(key="val/perplexity", heading="Perplexity", digits=2, better="lower"),
-    Column(key="val/accuracy", heading="Accuracy (%)", digits=2, scale=100, better="higher"),
-    Column(key="tokens_per_second", heading="Tokens/s", better="higher"),
-    Column(key="train_seconds", heading="Training time (s)", digits=1, better="lower"),
-)
 
 
 def measure_column(key: str) -> Column:
     """Heading, unit and digits of a measure; four digits for one that is not known here."""
-    known = {column.key: column for column in KNOWN}
+    known = {column.key: column for column in MEASURES}
     return known.get(key, Column(key=key, heading=key, digits=4))
 
 
