@@ -37,6 +37,10 @@ class RunError(ValueError):
     """A run directory that cannot serve: one line naming the path and what is wrong."""
 
 
+class FailedRunError(RuntimeError):
+    """Training ended without a result; one line says why."""
+
+
 class RunBusyError(RunError):
     """Another process holds the run."""
 

@@ -19,7 +19,7 @@ from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
-from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
+from muonlab.runs import FailedRunError, RunDirectory, RunError, RunState, load_weights, now
 from muonlab.trackers import check_installed, open_trackers
 
 
@@ -27,7 +27,7 @@ class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
     """The run was asked to stop; its state is in a checkpoint."""
 
 
-class NonfiniteLossError(RuntimeError):
+class NonfiniteLossError(FailedRunError):
     """Loss or gradient became NaN or infinite and the config says to stop, or the weights did."""
 
 

@@ -9,8 +9,27 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 from tyro.extras import SubcommandApp
+
+# where a command's function, or its group of commands, is; a function's docstring is its help
+COMMANDS: dict[str, tuple[str, str | None]] = {
+    "demo": ("demo:demo", None),
+    "data": ("data:application", "Corpora: prepare one."),
+    "inspect": ("inspect:inspect_recipe", None),
+    "train": ("runs:train_recipe", None),
+    "resume": ("runs:resume", None),
+    "runs": ("runs:list_runs", None),
+    "eval": ("models:evaluate_run", None),
+    "generate": ("models:generate_from_run", None),
+    "export": ("models:export_run", None),
+    "study": ("study:application", "The papers' experiments."),
+    "claims": ("claims:list_claims", None),
+    "optim": ("optim:application", "The optimizer's polynomials."),
+    "bench": ("bench:application", "Measurements on this machine."),
+    "theory": ("theory:application", "The papers' theorems, executed."),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
-    from muonlab.study.engine import FailedRunsError
-    from muonlab.train import InterruptedRun, NonfiniteLossError
+    from muonlab.runs import FailedRunError
+    from muonlab.train import InterruptedRun
 
     try:
-        _application().cli(
+        _application(arguments[0] if arguments else "").cli(
             prog="muonlab",
             description="Train, compare and run small Mixture-of-Experts language models.",
             args=list(arguments) or ["--help"],
@@ -39,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except (InterruptedRun, KeyboardInterrupt) as stop:
         return _say(str(stop) or "interrupted", 130)
-    except (NonfiniteLossError, FailedRunsError) as failure:
+    except FailedRunError as failure:
         return _say(str(failure), 1)
     except BrokenPipeError:  # the reader of our output has left: what is still buffered is lost
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,26 +69,17 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _application() -> SubcommandApp:
-    from muonlab.cli import bench, data, inspect, models, optim, runs, study, theory
-    from muonlab.cli.claims import list_claims
-    from muonlab.cli.demo import demo
+def _application(command: str) -> SubcommandApp:
+    """That command alone, or all where there is none of that name.
 
+    The libraries behind all of them take five seconds to import.
+    """
     application = SubcommandApp()
-    application.command(demo)
-    application.command(data.application, name="data", help="Corpora: prepare one.")
-    application.command(name="inspect")(inspect.inspect_recipe)
-    application.command(name="train")(runs.train_recipe)
-    application.command(runs.resume)
-    application.command(name="runs")(runs.list_runs)
-    application.command(name="eval")(models.evaluate_run)
-    application.command(name="generate")(models.generate_from_run)
-    application.command(name="export")(models.export_run)
-    application.command(study.application, name="study", help="The papers' experiments.")
-    application.command(name="claims")(list_claims)
-    application.command(optim.application, name="optim", help="The optimizer's polynomials.")
-    application.command(bench.application, name="bench", help="Measurements on this machine.")
-    application.command(theory.application, name="theory", help="The papers' theorems, executed.")
+    for name in [command] if command in COMMANDS else COMMANDS:
+        place, text = COMMANDS[name]
+        module, _, attribute = place.partition(":")
+        target = getattr(import_module(f"muonlab.cli.{module}"), attribute)
+        application.command(target, name=name, help=text)
     return application
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from muonlab.runs import write_whole
+from muonlab.runs import FailedRunError, write_whole
 from muonlab.study.board import Board
 from muonlab.study.executors import Executor, ExecutorName, open_executor
 from muonlab.study.experiment import Measurement, Study
@@ -32,7 +32,7 @@ BUSY_SECONDS = 2.0  # until a run that another process holds is tried again
 DEATHS = 2  # of workers on the same run, until it counts as failed
 
 
-class FailedRunsError(RuntimeError):
+class FailedRunsError(FailedRunError):
     """Some runs of a study ended in an error; all others have been made."""
 
 
