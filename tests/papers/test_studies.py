@@ -204,7 +204,7 @@ def compute_frame(ratio, seeds=range(5)):
         for seed in seeds:
             row = {"arm": arm.name, "seed": seed, "status": "finished", **arm.labels}
             loss = 2.5 + 30 / steps**0.6 + 0.01 * seed + 0.002 * rng.standard_normal()
-            rows.append(row | {"val/loss": loss, "train_seconds": 0.1 * arm.config.train.steps})
+            rows.append(row | {"val/loss": loss, "steady_seconds": 0.1 * arm.config.train.steps})
     return study, pd.DataFrame(rows)
 
 

@@ -108,7 +108,9 @@ def write_run(job: Job, *, steps: int, diverged: bool) -> None:
         loss = floor + 4 * math.exp(-step / 15) + noise.normal(0, 0.02)
         stamp = {"step": step, "tokens": step * TOKENS_A_STEP, "time": 0.25 * step}
         if step:
-            run.append_metrics(stamp | {"train/loss": loss})
+            run.append_metrics(
+                stamp | {"train/loss": loss, "train/step_seconds": 9.0 if step == 3 else 0.25}
+            )
         if step % 10 == 0:
             final = {"val/loss": loss, "val/perplexity": math.exp(loss), "val/accuracy": 0.25}
             run.append_metrics(stamp | final)

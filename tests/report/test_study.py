@@ -239,3 +239,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["study", "report", "p2-params", "--scale", "nano", *places]) == 0
     assert "index.html" in capsys.readouterr().out
     assert (tmp_path / "out" / "p2-params.nano" / "report.md").exists()
+
+
+def test_time_is_of_the_median_update(whole: Path) -> None:
+    """The third of twenty updates took nine seconds instead of a quarter."""
+    frame = study_frame(invented_study(), whole)
+    assert (frame["steady_seconds"] == 20 * 0.25).all()

@@ -296,7 +296,7 @@ def latents(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        measures=("val/loss", "tokens_per_second", "train_seconds", "peak_memory_bytes"),
+        measures=("val/loss", "steady_seconds", "peak_memory_bytes"),
         comparisons=tuple(
             Comparison(arm=arm.name, baseline=f"mhsa-{arm.labels['length']}-{SHORT[arm.protocol]}")
             for arm in arms

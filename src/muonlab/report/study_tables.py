@@ -29,12 +29,18 @@ from muonlab.study.statistics import (
 )
 from muonlab.study.tuning import Trial, plan
 
+STUDY_MEASURES = (
+    Column(key="steady_seconds", heading="Updates × median update (s)", digits=1, better="lower"),
+    Column(
+        key="peak_memory_bytes", heading="Peak memory (MB)", digits=0, scale=1e-6, better="lower"
+    ),
+)
 PROTOCOLS = {"as_published": "as published", "honest": "honest"}
 
 
 def measure_column(key: str) -> Column:
     """Heading, unit and digits of a measure; four digits for one that is not known here."""
-    known = {column.key: column for column in MEASURES}
+    known = {column.key: column for column in (*MEASURES, *STUDY_MEASURES)}
     return known.get(key, Column(key=key, heading=key, digits=4))
 
 

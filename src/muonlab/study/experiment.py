@@ -132,7 +132,7 @@ class Study:
     judge: Callable[[pd.DataFrame], list[Verdict]]
     comparisons: tuple[Comparison, ...] = ()
     paper: tuple[PaperRow, ...] = ()
-    measures: tuple[str, ...] = ("val/loss", "val/accuracy", "val/perplexity", "train_seconds")
+    measures: tuple[str, ...] = ("val/loss", "val/accuracy", "val/perplexity", "steady_seconds")
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

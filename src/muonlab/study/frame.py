@@ -1,6 +1,7 @@
 """A study's runs as numbers, for its verdicts and its report."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ def study_frame(study: Study, root: Path) -> pd.DataFrame:
     """One row a test run, whether it has been made or not.
 
     Columns: arm, seed, protocol, status (finished, failed or missing), error, run (its directory,
-    "" if missing), the arm's labels, ``tuned/<field>``, and every figure of the summaries. A run
-    that diverged has failed with an infinite ``val/loss``; any other failure has no figures.
+    "" if missing), the arm's labels, ``tuned/<field>``, every figure of the summaries, and
+    ``steady_seconds``: updates times the median update, which a machine that was busy or paused
+    for a while does not change. A run that diverged has failed with an infinite ``val/loss``; any
+    other failure has no figures.
     """
     plan = Plan(study, root)
     rows = []
@@ -36,6 +39,8 @@ def study_frame(study: Study, root: Path) -> pd.DataFrame:
                 row["status"] = "finished" if finished else "failed"
                 row["error"], row["run"] = outcome.error, str(outcome.path)
                 row |= outcome.figures
+                if finished:
+                    row["steady_seconds"] = _steady_seconds(outcome.path)
                 if not math.isfinite(row.get("val/loss", math.inf)) or not finished:
                     row["val/loss"] = math.nan if outcome.status == "error" else math.inf
             rows.append(row)
@@ -43,6 +48,19 @@ def study_frame(study: Study, root: Path) -> pd.DataFrame:
     if "val/loss" not in frame:  # nothing has finished
         frame["val/loss"] = math.nan
     return frame
+
+
+def _steady_seconds(path: Path) -> float:
+    steps = [row["train/step_seconds"] for row in _metrics(path) if "train/step_seconds" in row]
+    return len(steps) * statistics.median(steps) if steps else math.nan
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """A run's rows; none if it is damaged: the engine sets it aside."""
+    try:
+        return RunDirectory(path).metrics()
+    except RunError:
+        return []
 
 
 def _hopeless(search: SearchState) -> bool:
@@ -57,11 +75,7 @@ def study_curves(study: Study, root: Path) -> dict[str, pd.DataFrame]:
         for job in plan.tests(arm):
             outcome = plan.outcome(job)
             path = outcome.path if outcome else job.path
-            try:
-                rows = RunDirectory(path).metrics()
-            except RunError:
-                continue  # damaged: the engine sets it aside
-            if rows:
+            if rows := _metrics(path):
                 curves[str(path)] = pd.DataFrame(rows).assign(arm=arm.name, seed=job.config.seed)
     return curves
 
