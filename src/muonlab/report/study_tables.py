@@ -30,7 +30,7 @@ from muonlab.study.statistics import (
 from muonlab.study.tuning import Trial, plan
 
 STUDY_MEASURES = (
-    Column(key="steady_seconds", heading="Updates × median update (s)", digits=1, better="lower"),
+    Column(key="steady_seconds", heading="Training time (s)", digits=1, better="lower"),
     Column(
         key="peak_memory_bytes", heading="Peak memory (MB)", digits=0, scale=1e-6, better="lower"
     ),
@@ -98,7 +98,7 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
     return Table(
         name="arms",
         caption="Mean over seeds ± half of its 95 % t interval; one run has none. inf: a run "
-        f"diverged. –: not measured. {caption}",
+        f"diverged. –: not measured. Training time: updates × the median update. {caption}",
         frame=pd.DataFrame(rows),
         columns=columns,
         half_widths=pd.DataFrame(halves),
