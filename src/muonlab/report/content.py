@@ -128,7 +128,7 @@ class Curve:
 class CurveFigure:
     """Curves over a common axis; an arm's mean and 95 % band where its seeds share that axis.
 
-    ``limits`` are drawn as upright dotted lines.
+    ``limits`` are drawn as upright dotted lines. Points that are ``joined`` make a line.
     """
 
     name: str
@@ -139,6 +139,7 @@ class CurveFigure:
     curves: Sequence[Curve]
     log_x: bool = False
     limits: Sequence[float] = ()
+    joined: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

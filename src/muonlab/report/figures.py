@@ -107,6 +107,7 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
             color=colour,
             marker=None if mean or len(curves[0].x) > MAX_MARKED_POINTS else marker,
             markersize=4,
+            linestyle="-" if figure.joined else "none",
             linewidth=0.6 if mean else 1.6,
             alpha=0.5 if mean else 1,
             label=None if mean else arm,
@@ -146,13 +147,15 @@ def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
         name = html.escape(arm)  # plotly reads names as markup
         mean = mean_curve(curves)
         x, y, seeds = _joined(curves)
-        marked = mean is None and len(curves[0].x) <= MAX_MARKED_POINTS
+        mode = "lines"
+        if mean is None and len(curves[0].x) <= MAX_MARKED_POINTS:
+            mode = "lines+markers" if figure.joined else "markers"
         yield go.Scatter(
             x=x.astype(np.float32),  # half the page's bytes, finer than any screen
             y=y.astype(np.float32),
             customdata=seeds,
-            mode="lines+markers" if marked else "lines",
-            marker={"symbol": symbol, "size": 7},
+            mode=mode,
+            marker={"symbol": symbol, "size": 7, "color": colour},
             line={"color": colour, "width": 1 if mean else 2},
             opacity=0.5 if mean else 1,
             name=name,

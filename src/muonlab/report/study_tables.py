@@ -299,6 +299,7 @@ def search_figures(study: Study, trials: pd.DataFrame, caption: str) -> Iterator
                 ],
                 log_x=True,
                 limits=limits,
+                joined=len(arm.search.space) == 1,  # else neighbours differ in the other fields
             )
 
 

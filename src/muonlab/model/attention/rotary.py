@@ -44,7 +44,7 @@ class Rotary(nn.Module):
 
         ``positions`` are (B, T), or the range of all rows; by default 0…T-1.
         """
-        if positions is None:
+        if not isinstance(positions, Tensor | slice):
             positions = slice(x.shape[1])
         cosine, sine = self.cosine[positions], self.sine[positions]
         if isinstance(positions, Tensor):

@@ -61,12 +61,12 @@ for (const plot of plots) watcher.observe(plot);
 document.getElementById("theme").addEventListener("click", () =>
   setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
 
-// On paper: light, and two figures side by side on a page that no resize event announces.
+// On paper: light, and as wide as a page that no resize event announces.
 let themeOnScreen;
 addEventListener("beforeprint", () => {
   plots.forEach(draw);
   themeOnScreen = root.dataset.theme;
-  setTheme("light", {width: 340});
+  setTheme("light", {width: 690});
 });
 addEventListener("afterprint", () => setTheme(themeOnScreen, {width: null, autosize: true}));
 
