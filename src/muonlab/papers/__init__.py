@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from muonlab.papers import p1_measured, p2_measured
 from muonlab.papers.p1 import compute
 from muonlab.papers.p2_attention import crossover, latents, leak, table4
-from muonlab.papers.p2_measured import MEASUREMENTS
 from muonlab.papers.p2_optimizer import table1, table2, table3
 from muonlab.study.experiment import Experiment, Scale
 
@@ -17,5 +17,6 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "p2-leak": leak,
     "p2-crossover": crossover,
     "p2-latents": latents,
-    **MEASUREMENTS,
+    **p1_measured.MEASUREMENTS,
+    **p2_measured.MEASUREMENTS,
 }

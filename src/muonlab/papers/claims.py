@@ -41,12 +41,14 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="MLA, MoE and Muon together reduce memory",
         value="68 % less",
+        experiments=("p1-memory",),
     ),
     Claim(
         id="P1-mla-moe-speed",
         paper="P1",
         text="MLA, MoE and Muon together speed up inference",
         value="3.2 times",
+        experiments=("p1-inference",),
     ),
     Claim(
         id="P1-mla-moe-ppl",
@@ -77,6 +79,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Newton-Schulz with its coefficients orthogonalises the update",
         value="3.4445, -4.7750, 2.0315",
+        experiments=("p1-polynomials",),
     ),
     Claim(
         id="P1-rate",
@@ -111,6 +114,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Decoder-only models of 30M to 200M parameters",
         value="30M to 200M",
+        experiments=("p1-sizes",),
     ),
     Claim(
         id="P1-guide",
@@ -206,6 +210,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P2",
         text="The overhead of Newton-Schulz, and integration with FSDP (future work)",
         value="none given",
+        experiments=("p2-overhead",),
     ),
     Claim(
         id="P2-params",

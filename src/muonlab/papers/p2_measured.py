@@ -8,12 +8,15 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
+from muonlab import machine
 from muonlab.bench.attention import crossover, default_kinds, measure_attention
+from muonlab.bench.interleave import interleave
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
 from muonlab.recipes import p2, p2_mhla
 from muonlab.study.experiment import Measurement, Scale, Verdict, VerdictName
 
+PROFILE_ROWS = 8  # sequences of one timed pass
 LENGTHS = (512, 1024, 2048, 4096)
 
 
@@ -183,8 +186,69 @@ def _cost_verdict(ratios: dict[int, tuple[float, float]]) -> VerdictName:
     return "reproduced"
 
 
+def overhead(scale: Scale) -> Measurement:
+    """What Muon's update adds to P2's training step of 96 × 512 tokens."""
+
+    def measure() -> pd.DataFrame:
+        config = p2()
+        rows, tokens = [], torch.randint(config.model.vocab_size, (PROFILE_ROWS, 513))
+        model = config.model.build(0)
+        model.compute_dtype = machine.resolve_dtype("auto", torch.device("cpu"))
+        noise = torch.Generator()
+
+        def gradients() -> None:
+            model(tokens[:, :-1], tokens[:, 1:], noise).loss.backward()
+
+        gradients()
+        optimizers = {"muon": P2_MUON.build(model), "adamw": P2_ADAMW.build(model)}
+        timings = interleave(
+            {"gradients": gradients} | {name: made.step for name, made in optimizers.items()},
+            rounds=5,
+        )
+        passes = config.train.batch_size / PROFILE_ROWS
+        for name in optimizers:
+            rows.append(
+                {
+                    "optimizer": name,
+                    "gradient_seconds": passes * timings["gradients"].median,
+                    "update_seconds": timings[name].median,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def judge(rows: pd.DataFrame) -> list[Verdict]:
+        updates = dict(zip(rows["optimizer"], rows["update_seconds"], strict=True))
+        gradients = rows["gradient_seconds"].iloc[0]
+        share = updates["muon"] / (gradients + updates["muon"])
+        longer = (gradients + updates["muon"]) / (gradients + updates["adamw"]) - 1
+        return [
+            Verdict(
+                claim="P2-profile",
+                verdict="inconclusive",
+                sentence=f"At P2's shapes and 49,152 tokens a step, gradients take "
+                f"{gradients:.1f} s, Muon's update {updates['muon']:.2f} s ({share:.1%} of the "
+                f"step), AdamW's {updates['adamw']:.2f} s: a step with Muon is {longer:.1%} "
+                "longer. The paper leaves the profile to future work; its table 1 has 12.7 % "
+                "longer training.",
+                paper="future work, no value",
+                ours=f"{share:.1%} of a step",
+            )
+        ]
+
+    return Measurement(
+        name="p2-overhead",
+        scale=scale,
+        question="How much of a training step is Newton–Schulz?",
+        claims=("P2-profile",),
+        measure=measure,
+        judge=judge,
+        notes=("bf16 where the processor has matrix units for it; the machine's own threads.",),
+    )
+
+
 MEASUREMENTS: dict[str, Callable[[Scale], Measurement]] = {
     "p2-params": parameters,
     "p2-state": optimizer_state,
     "p2-attention-cost": attention_cost,
+    "p2-overhead": overhead,
 }
