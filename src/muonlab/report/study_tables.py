@@ -115,7 +115,12 @@ def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | 
         row = by_labels.setdefault(tuple(arm.labels.items()), {})
         row[arm.protocol] = mean_difference(values).mean
     rows = [
-        {"labels": ", ".join(str(value) for _, value in labels), **values}
+        {
+            "labels": ", ".join(
+                v if isinstance(v, str) else f"{label} {v:g}" for label, v in labels
+            ),
+            **values,
+        }
         for labels, values in by_labels.items()
         if labels and len(values) == 2
     ]
