@@ -79,7 +79,7 @@ def test_the_coefficients_spread_singular_values_around_one():
 def test_memory_and_sizes_measure_real_models():
     rows = measurement("p1-memory").measure()
     assert max(rows["parameters"]) / min(rows["parameters"]) < 1.001
-    caches = dict(zip(rows["model"], rows["cache"], strict=True))
+    caches = dict(zip(rows["model"], rows["cache_bytes"], strict=True))
     assert caches["mla + moe + muon"] < 0.32 * caches["mhsa + dense + muon"]
     sizes = measurement("p1-sizes").measure()
     assert all(sizes["finite"])

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from muonlab.study.experiment import Scale, Verdict, VerdictName
+from muonlab.study.experiment import Scale, Verdict
 from muonlab.study.statistics import Difference, paired_difference
+from muonlab.verdicts import VerdictName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,9 @@ from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers.scales import LEARNING_RATE, base, with_optimizer, with_updates
 from muonlab.recipes import p1_125m, small
 from muonlab.study.cost import model_flops
-from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict, VerdictName
+from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.study.targets import Budgets, CostRatio, cost_ratio
+from muonlab.verdicts import VerdictName
 
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 4 / 3)  # of AdamW's updates

@@ -16,7 +16,8 @@ from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.polar import orthogonalise
 from muonlab.optim.schedules import KELLER
 from muonlab.recipes import p1_30m, p1_60m, p1_60m_dense, p1_125m, p1_200m
-from muonlab.study.experiment import Measurement, Scale, Verdict, VerdictName
+from muonlab.study.experiment import Measurement, Scale, Verdict
+from muonlab.verdicts import VerdictName
 
 BATCH, LENGTH = 16, 1024  # of the activations and of the cache
 HALF = 2  # bytes of a bf16 value
@@ -47,9 +48,13 @@ def memory(scale: Scale) -> Measurement:
             return 1 - sum(ours[part] for part in parts) / sum(theirs[part] for part in parts)
 
         saved = {part: saving(part) for part in PARTS}
-        totals = {"a training step": saving(*PARTS[:-1]), "decoding": saving("weights", "cache")}
+        totals = {
+            "a training step": saving(*PARTS[:-1]),
+            "decoding": saving("weight_bytes", "cache_bytes"),
+        }
         parts = ", ".join(
-            f"{part.replace('_', ' ')} {_less(share)}" for part, share in saved.items()
+            f"{part.removesuffix('_bytes').replace('_', ' ')} {_less(share)}"
+            for part, share in saved.items()
         )
         whole = ", ".join(f"{name} {_less(share)}" for name, share in totals.items())
         return [
@@ -78,7 +83,13 @@ def memory(scale: Scale) -> Measurement:
     )
 
 
-PARTS = ("weights", "gradients", "optimizer_state", "activations", "cache")
+PARTS = (
+    "weight_bytes",
+    "gradient_bytes",
+    "optimizer_state_bytes",
+    "activation_bytes",
+    "cache_bytes",
+)
 
 
 def _bytes(name: str, config: RunConfig, optimizer_config: MuonConfig | AdamWConfig) -> dict:
@@ -94,11 +105,11 @@ def _bytes(name: str, config: RunConfig, optimizer_config: MuonConfig | AdamWCon
         "model": name,
         "parameters": counted.parameters,
         "active_parameters": counted.active_parameters,
-        "weights": weights,
-        "gradients": counted.gradient_bytes,
-        "optimizer_state": optimizer.state_bytes(),
-        "activations": counted.activation_bytes,
-        "cache": decoder.new_state(BATCH, LENGTH).num_bytes(),
+        "weight_bytes": weights,
+        "gradient_bytes": counted.gradient_bytes,
+        "optimizer_state_bytes": optimizer.state_bytes(),
+        "activation_bytes": counted.activation_bytes,
+        "cache_bytes": decoder.new_state(BATCH, LENGTH).num_bytes(),
     }
 
 

@@ -13,7 +13,8 @@ from muonlab.papers.claims import CLAIMS, Claim
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.files import write_report
 from muonlab.report.verdicts import signed
-from muonlab.study.experiment import SCALES, Verdict, VerdictName
+from muonlab.study.experiment import SCALES, Verdict
+from muonlab.verdicts import VerdictName
 
 RESULTS = Path("results")
 THEORY = Path("runs/theory")

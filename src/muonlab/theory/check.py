@@ -14,14 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-Verdict = Literal[
-    "reproduced",
-    "direction only",
-    "refuted",
-    "artefact of the protocol",
-    "not testable at this scale",
-    "inconclusive",
-]
+from muonlab.verdicts import VerdictName
+
 # requirement: without it nothing can be said; claim: what the paper says, in its own strength;
 # direction: the weaker statement that may hold where the claim does not; note: reported only.
 Role = Literal["requirement", "claim", "direction", "note"]
@@ -171,7 +165,7 @@ class Check:
     run: Callable[[Any, Context], Evidence]
 
 
-def judge(measures: Sequence[Measure]) -> tuple[Verdict, str]:
+def judge(measures: Sequence[Measure]) -> tuple[VerdictName, str]:
     """The verdict that measures amount to, and the reason in words.
 
     A failed requirement, or a claim or direction that cannot be judged: inconclusive. Else all
