@@ -43,7 +43,7 @@ def study_of(*arms: Arm, seeds: tuple[int, ...] = (0, 1), **fields: Any) -> Stud
 
 def long_study(config: RunConfig) -> Study:
     """Runs of some seconds, with a checkpoint every other step."""
-    config = override(config, ["train.steps=60", "train.evaluate_every=60"])
+    config = override(config, ["train.steps=200", "train.evaluate_every=200"])
     low, high = (arm(name, config, f"optimizer.lr={lr}") for name, lr in (("a", 0.01), ("b", 0.02)))
     return study_of(low, high, name="long")
 
