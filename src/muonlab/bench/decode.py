@@ -11,15 +11,15 @@ import torch
 
 from muonlab.bench.interleave import Timing, interleave, paired_ratio
 from muonlab.machine import default_device, measure_rates
-from muonlab.model import LanguageModel, ModelConfig
+from muonlab.model import LanguageModel, ModelConfig, native
 from muonlab.model.accounting import account
 from muonlab.model.attention import MHSAConfig, MLAConfig
 from muonlab.model.cache import DecodingState
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoE, MoEConfig
 
-TOKENS = 4  # of every row, a call
 LATENT = "mla + moe"
+LATENT_TORCH = "mla + moe, torch's kernels"
 DENSE = "mhsa + dense"
 
 
@@ -73,8 +73,10 @@ class DecodeReport:
     context: int
     parameters: dict[str, int]
     state_bytes: dict[str, int]  # from the tensors, at this context
+    tokens: int  # of every row, a call
     timings: Mapping[str, Timing]
-    floor_seconds: dict[str, float]  # the bytes that one step must read, over the bandwidth
+    bytes_read: dict[str, int]  # of weights and state, that one step must read
+    bandwidth: float  # bytes/s
 
     @property
     def speedup(self) -> float:
@@ -86,22 +88,36 @@ class DecodeReport:
         """The share of the dense twin's cache that is not there."""
         return 1 - self.state_bytes[LATENT] / self.state_bytes[DENSE]
 
+    @property
+    def floor_ratio(self) -> float:
+        """How many times faster it could be, if both models ran at memory bandwidth."""
+        return self.bytes_read[DENSE] / self.bytes_read[LATENT]
+
+    def tokens_per_second(self, name: str) -> float:
+        """Of all rows together."""
+        return self.batch * self.tokens / self.timings[name].median
+
+    def floor_share(self, name: str) -> float:
+        """The speed as a share of what memory bandwidth alone would allow."""
+        return self.bytes_read[name] / self.bandwidth * self.tokens / self.timings[name].median
+
     def text(self) -> str:
         """A few lines to print."""
         lines = [
             f"{self.size} {self.dtype}, batch {self.batch}, context {self.context}: "
-            f"{self.speedup:.2f} x, cache {self.state_saving:.1%} smaller"
+            f"{self.speedup:.2f} x (floor ratio {self.floor_ratio:.2f}), "
+            f"cache {self.state_saving:.1%} smaller"
         ]
         for name, timing in self.timings.items():
             line = (
-                f"  {name:<24} {self.batch * TOKENS / timing.median:9.1f} tokens/s, "
-                f"{timing.median / TOKENS * 1e3:8.2f} ms a step (spread {timing.spread:.0%})"
+                f"  {name:<26} {self.tokens_per_second(name):9.1f} tokens/s, "
+                f"{timing.median / self.tokens * 1e3:8.2f} ms a step (spread {timing.spread:.0%})"
             )
-            if name in self.floor_seconds:
-                share = self.floor_seconds[name] * TOKENS / timing.median
+            if name in self.bytes_read:
                 line += (
-                    f", {share:.0%} of the floor's speed, {self.parameters[name] / 1e6:.1f}M "
-                    f"parameters, cache {self.state_bytes[name] / 1e6:.1f} MB"
+                    f", {self.floor_share(name):.0%} of the floor's speed, "
+                    f"{self.parameters[name] / 1e6:.1f}M parameters, "
+                    f"cache {self.state_bytes[name] / 1e6:.1f} MB"
                 )
             else:
                 line += f", {paired_ratio(timing, self.timings[LATENT]):.2f} x as long as ours"
@@ -109,7 +125,7 @@ class DecodeReport:
         return "\n".join(lines)
 
 
-PeerFactory = Callable[[LanguageModel, int, int], Callable[[], object]]
+PeerFactory = Callable[[LanguageModel, int, int, int], Callable[[], object]]
 
 
 def bench_decode(
@@ -118,20 +134,25 @@ def bench_decode(
     batch: int,
     context: int,
     dtype: torch.dtype,
+    tokens: int = 4,
     rounds: int = 20,
     peers: Mapping[str, PeerFactory] | None = None,
 ) -> DecodeReport:
-    """Time both models; a peer of (model, batch, context) is a call that makes as many tokens."""
-    latent = latent_config(size, context + TOKENS)
+    """Time both models; a peer of (model, batch, context, tokens) is a call that makes as many.
+
+    Both use the native kernels if those are enabled; ours is then timed without them, too.
+    """
+    latent = latent_config(size, context + tokens)
     configs = {LATENT: latent, DENSE: dense_twin(latent)}
     models = {name: config.build(seed=0).for_inference(dtype) for name, config in configs.items()}
-    states = {name: filled_state(model, batch, context) for name, model in models.items()}
+    states = {name: filled_state(model, batch, context, tokens) for name, model in models.items()}
     calls: dict[str, Callable[[], object]] = {
-        name: _continue(models[name], states[name], context) for name in models
+        name: _continue(models[name], states[name], context, tokens) for name in models
     }
+    if native.enabled():
+        calls[LATENT_TORCH] = _without_native(calls[LATENT])
     for name, peer in (peers or {}).items():
-        calls[name] = peer(latent.build(seed=0).to(dtype), batch, context)
-    bandwidth = measure_rates(default_device()).memory_bytes_per_second
+        calls[name] = peer(latent.build(seed=0).to(dtype), batch, context, tokens)
     state_bytes = {name: state.num_bytes() for name, state in states.items()}
     return DecodeReport(
         size=size,
@@ -140,17 +161,19 @@ def bench_decode(
         context=context,
         parameters={name: account(config).parameters for name, config in configs.items()},
         state_bytes=state_bytes,
+        tokens=tokens,
         timings=interleave(calls, rounds=rounds, warmup=3),
-        floor_seconds={
-            name: (weight_bytes_read(model, batch) + state_bytes[name]) / bandwidth
+        bytes_read={
+            name: weight_bytes_read(model, batch) + state_bytes[name]
             for name, model in models.items()
         },
+        bandwidth=measure_rates(default_device()).memory_bytes_per_second,
     )
 
 
-def filled_state(model: LanguageModel, batch: int, context: int) -> DecodingState:
-    """The state of rows that have read ``context`` random tokens, with room for one call."""
-    state = model.new_state(batch, context + TOKENS)
+def filled_state(model: LanguageModel, batch: int, context: int, tokens: int) -> DecodingState:
+    """The state of rows that have read ``context`` random tokens, with room for ``tokens``."""
+    state = model.new_state(batch, context + tokens)
     for layer in state.layers:
         for name in ("latents", "keys", "values"):
             if hasattr(layer, name):
@@ -170,13 +193,24 @@ def weight_bytes_read(model: LanguageModel, batch: int) -> int:
     return total
 
 
-def _continue(model: LanguageModel, state: DecodingState, context: int) -> Callable[[], object]:
+def _continue(
+    model: LanguageModel, state: DecodingState, context: int, num_tokens: int
+) -> Callable[[], object]:
     first = torch.randint(model.config.vocab_size, (len(state.lengths), 1))
 
     def call() -> None:
         tokens = first
-        for _ in range(TOKENS):
+        for _ in range(num_tokens):
             tokens = model.decode(tokens, state).argmax(-1, keepdim=True)
         state.lengths = [context] * len(state.lengths)
 
     return call
+
+
+def _without_native(call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        native.enable(False)
+        call()
+        native.enable()
+
+    return run

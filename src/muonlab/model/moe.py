@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from muonlab.model.dropout import Dropout
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
 from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
-from muonlab.model.layers import Linear
+from muonlab.model.layers import Linear, add_product
 
 # Up to here every expert's products take as long as reading its weights: the tokens that are not
 # its own cost nothing, sorting would (measured on a CPU: 3.0 x faster in bf16, even in fp32).
@@ -213,13 +213,13 @@ class MoE(nn.Module):
         config, dtype = self.config, tokens.dtype
         expand, project, token = self.expand, self.out, tokens[0]
         chosen = experts[0].tolist()
-        hidden = token.new_empty(len(chosen), expand.shape[1])
+        hidden = token.new_zeros(len(chosen), expand.shape[1])
         for expert, row in zip(chosen, hidden.unbind(), strict=True):
-            torch.mv(expand[expert].to(dtype), token, out=row)
+            add_product(row, expand[expert].to(dtype), token)
         hidden = activate(hidden, config.activation, config.gated).unbind()
         out = torch.zeros_like(token) if self.shared is None else self.shared(tokens)[0]
         for expert, gate, row in zip(chosen, gates[0].tolist(), hidden, strict=True):
-            out.addmv_(project[expert].to(dtype), row, alpha=gate)
+            add_product(out, project[expert].to(dtype), row, gate)
         return out.unsqueeze(0)
 
     def _logits(self, tokens: Tensor) -> Tensor:

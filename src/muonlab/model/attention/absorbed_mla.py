@@ -13,12 +13,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from muonlab.model import native
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.attention.softmax import causal_attention
 from muonlab.model.cache import Chunk, LatentCache
-from muonlab.model.layers import linear
+from muonlab.model.layers import linear, rms_norm
 
 
 class AbsorbedMLA(nn.Module):
@@ -65,6 +66,10 @@ class AbsorbedMLA(nn.Module):
         cache = state.append(new, chunk)
         if chunk.start == 0:
             mixed = _attend_new(queries, new)
+        elif x.shape[1] == 1 and native.serves_latents(cache, self.kv_rank):
+            lengths = [length + 1 for length in chunk.lengths]
+            mixed = native.attend_latents(queries.squeeze(2), state.latents, lengths, self.kv_rank)
+            return linear(mixed.flatten(1).unsqueeze(1), self.out)
         else:
             mixed = _attend_cache(queries, cache, state.latents, chunk.visible)
         return self._write_out(mixed)
@@ -76,7 +81,7 @@ class AbsorbedMLA(nn.Module):
             (H * R, (H + 1) * P, R), dim=-1
         )
         rotated = self.rotary(rotated.unflatten(-1, (H + 1, P)), positions)  # (B, H + 1, S, P)
-        latents = rms_norm(latents, (R,), None, self.norm_eps)
+        latents = rms_norm(latents, None, self.norm_eps)
         plain = plain.unflatten(-1, (H, R)).transpose(1, 2)
         queries = torch.cat((plain, rotated[:, :H]), dim=-1)
         return queries, torch.cat((latents, rotated[:, H]), dim=-1)
