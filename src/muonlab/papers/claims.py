@@ -35,6 +35,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Muon keeps its data efficiency at large batch sizes and widens the Pareto frontier",
         value="no number given",
+        experiments=("p1-batch",),
     ),
     Claim(
         id="P1-mla-moe-mem",
@@ -55,12 +56,14 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="MLA, MoE and Muon together improve perplexity",
         value="8 to 12 % better",
+        experiments=("p1-factorial",),
     ),
     Claim(
         id="P1-multiplicative",
         paper="P1",
         text="The gains of MLA, MoE and Muon multiply",
         value="no interaction",
+        experiments=("p1-factorial",),
     ),
     Claim(
         id="P1-15",
@@ -73,6 +76,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Training with Muon is stable over more than 100 runs",
         value="100+ runs",
+        experiments=("p1-stability",),
     ),
     Claim(
         id="P1-ns",

@@ -9,7 +9,8 @@ import pandas as pd
 
 from muonlab.config import OptimizerConfig, RunConfig
 from muonlab.optim.config import AdamWConfig, MuonConfig
-from muonlab.papers.scales import LEARNING_RATE, base, with_optimizer, with_updates
+from muonlab.papers import scales
+from muonlab.papers.scales import LEARNING_RATE, with_optimizer, with_updates
 from muonlab.recipes import p1_125m, small
 from muonlab.study.cost import model_flops
 from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
@@ -31,7 +32,7 @@ CLAIMED = (0.48, 0.52)
 
 
 def _nano() -> RunConfig:
-    config = base("nano", "honest")
+    config = scales.base("nano", "honest")
     ffn = dataclasses.replace(config.model.ffn, router_noise=0.0)
     return dataclasses.replace(
         config, model=dataclasses.replace(config.model, dropout=0.0, ffn=ffn)
@@ -45,13 +46,19 @@ _BASES: dict[Scale, tuple[Callable[[], RunConfig], int]] = {  # and the updates 
 }
 
 
+def base(scale: Scale) -> RunConfig:
+    """P1's run at that scale, as long as budget 1."""
+    make, updates = _BASES[scale]
+    return with_updates(make(), updates)
+
+
 def compute(scale: Scale) -> Study:
     """Every optimizer at six budgets, each a run annealed to zero within it."""
-    make, updates = _BASES[scale]
+    whole = base(scale)
     arms = []
     for name, optimizer in OPTIMIZERS.items():
         for budget in BUDGETS:
-            config = with_updates(make(), round(budget * updates))
+            config = with_updates(whole, round(budget * whole.train.steps))
             arms.append(
                 Arm(
                     name=_arm(name, budget),

@@ -1,0 +1,147 @@
+"""P1's batch sizes as a study: the tokens that Muon saves, over a range of 32 in batch size."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+
+from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.optim.config import AdamWConfig, MuonConfig
+from muonlab.papers.p1 import base
+from muonlab.papers.scales import LEARNING_RATE, SEEDS, with_batch, with_optimizer, with_updates
+from muonlab.study.experiment import Arm, Scale, Search, Study, Verdict
+from muonlab.study.statistics import trend
+from muonlab.study.targets import Budgets, CostRatio, cost_ratio
+from muonlab.verdicts import VerdictName
+
+FACTORS = (1 / 4, 1, 4, 8)  # of the base's batch
+BUDGETS = (1 / 2, 3 / 4, 1.0)  # of the base's tokens
+OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, float]]] = {
+    "adamw": (AdamWConfig(), (5e-4, 2e-2)),
+    "muon": (MuonConfig(), (2e-3, 8e-2)),
+}
+
+
+def batch(scale: Scale) -> Study:
+    """Both optimizers at four batch sizes and three budgets of tokens, tuned at each batch size."""
+    config = base(scale)
+    sizes = [round(config.train.batch_size * factor) for factor in FACTORS]
+    arms = []
+    for size, (name, (optimizer, limits)), budget in itertools.product(
+        sizes, OPTIMIZERS.items(), BUDGETS
+    ):
+        arms.append(
+            Arm(
+                name=_arm(name, size, budget),
+                labels={"optimizer": name, "batch": size, "budget": budget},
+                config=with_optimizer(_sized(config, size, budget), optimizer),
+                search=Search(space={LEARNING_RATE: limits}) if budget == 1 else None,
+                tuned_as=_arm(name, size, 1.0) if budget != 1 else None,
+            )
+        )
+    tokens = {size: [_tokens(_sized(config, size, budget)) for budget in BUDGETS] for size in sizes}
+
+    def judge(frame: pd.DataFrame) -> list[Verdict]:
+        return [_batch_verdict(frame, scale, tokens)]
+
+    return Study(
+        name="p1-batch",
+        scale=scale,
+        question="Does Muon's saving of tokens last at large batch sizes?",
+        claims=("P1-batch",),
+        arms=tuple(arms),
+        seeds=SEEDS,
+        judge=judge,
+        notes=(
+            "Every budget is a run of its own, annealed to zero. Learning rates are tuned at each "
+            "batch size for the full budget.",
+        ),
+    )
+
+
+def _arm(optimizer: str, size: int, budget: float) -> str:
+    return f"{optimizer}-batch.{size}-{budget:.2f}"
+
+
+def _sized(config: RunConfig, size: int, budget: float) -> RunConfig:
+    """The same tokens in other batches, in passes no larger than before."""
+    rows = config.train.micro_batch_size or config.train.batch_size
+    updates = round(config.train.steps * config.train.batch_size / size * budget)
+    sized = with_updates(with_batch(config, size), updates)
+    train = dataclasses.replace(
+        sized.train, micro_batch_size=rows if size > rows and size % rows == 0 else None
+    )
+    return dataclasses.replace(sized, train=train)
+
+
+def _tokens(config: RunConfig) -> int:
+    return config.train.steps * config.train.batch_size * config.train.sequence_length
+
+
+def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int]]) -> Verdict:
+    """Of Muon's tokens over AdamW's at AdamW's final loss: reproduced where the largest batch's
+    interval lies below 1 and the ratio does not rise with the batch size, direction only where it
+    rises (Kendall, p < .05), refuted where the largest batch's interval lies above 1."""
+    cut = set(frame.loc[frame["status"] == "missing", "seed"])
+    seeds = [seed for seed in frame["seed"].unique() if seed not in cut]
+    if len(seeds) < 2:
+        return Verdict(
+            claim="P1-batch",
+            verdict="inconclusive",
+            sentence=f"At {scale} scale, {len(seeds)} seeds have all their runs; 2 are needed.",
+        )
+    ratios: dict[int, CostRatio] = {}
+    per_seed: list[tuple[float, float]] = []
+    for size, costs in tokens.items():
+        budgets = {name: _budgets(frame, seeds, name, size, costs) for name in OPTIMIZERS}
+        ratios[size] = _ratio(budgets["muon"], budgets["adamw"])
+        for row in range(len(seeds)):
+            single = {
+                name: Budgets(costs=found.costs, losses=found.losses[row : row + 1])
+                for name, found in budgets.items()
+            }
+            ratio = _ratio(single["muon"], single["adamw"]).ratio
+            per_seed.append((math.log(size), math.log(ratio)))
+    rising = trend(*np.array(per_seed).T)
+    last = ratios[max(ratios)]
+    verdict: VerdictName = "inconclusive"
+    if last.high < 1:
+        verdict = "direction only" if rising.tau > 0 and rising.p < 0.05 else "reproduced"
+    elif last.low > 1:
+        verdict = "refuted"
+    text = ", ".join(
+        f"{_share(found.ratio)} [{_share(found.low)}, {_share(found.high)}] at {size} sequences"
+        for size, found in ratios.items()
+    )
+    return Verdict(
+        claim="P1-batch",
+        verdict=verdict,
+        sentence=f"Tokens that Muon takes to AdamW's final loss, of AdamW's, at {scale} scale: "
+        f"{text} an update; trend over the batch size τ = {rising.tau:+.2f} (p = {rising.p:.2g}, "
+        f"n = {len(seeds)} seeds).",
+        paper="data efficiency is kept at large batch sizes",
+        ours=text,
+    )
+
+
+def _budgets(
+    frame: pd.DataFrame, seeds: list[int], optimizer: str, size: int, costs: list[int]
+) -> Budgets:
+    losses = [
+        [_loss(frame, _arm(optimizer, size, budget), seed) for budget in BUDGETS] for seed in seeds
+    ]
+    return Budgets(costs=np.array(costs, dtype=float), losses=np.array(losses, dtype=float))
+
+
+def _loss(frame: pd.DataFrame, arm: str, seed: int) -> float:
+    return float(frame.loc[(frame["arm"] == arm) & (frame["seed"] == seed), "val/loss"].iloc[0])
+
+
+def _ratio(muon: Budgets, adamw: Budgets) -> CostRatio:
+    return cost_ratio(muon, adamw, reference=adamw.costs[-1], method="interpolation")
+
+
+def _share(value: float) -> str:
+    return "more than was tried" if math.isinf(value) else f"{value:.0%}"

@@ -1,0 +1,110 @@
+"""P1's stability as a study: 112 runs over three decades of learning rates for each optimizer."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+
+from muonlab.config import OptimizerConfig
+from muonlab.optim.config import AdamWConfig, MuonConfig
+from muonlab.papers.p1 import base
+from muonlab.papers.scales import attention, with_attention, with_optimizer
+from muonlab.study.experiment import Arm, Scale, Study, Verdict
+from muonlab.study.statistics import wilson
+from muonlab.verdicts import VerdictName
+
+CENTRES: dict[str, OptimizerConfig] = {  # at the learning rates of results/small-learning-rate
+    "adamw": AdamWConfig(lr=0.004),
+    "muon": MuonConfig(lr=0.012),
+}
+FACTORS = tuple(10 ** (half_decades / 2) for half_decades in range(-3, 4))
+WEIGHT_DECAYS = (0.0, 0.1)
+ATTENTIONS = ("mhsa", "mla")
+
+
+def stability(scale: Scale) -> Study:
+    """2 optimizers × 7 learning rates × 2 weight decays × 2 attentions × 2 seeds."""
+    config = base(scale)
+    guess = math.log(config.model.vocab_size)
+    arms = []
+    for (name, centre), factor, decay, kind in itertools.product(
+        CENTRES.items(), FACTORS, WEIGHT_DECAYS, ATTENTIONS
+    ):
+        optimizer = dataclasses.replace(centre, lr=centre.lr * factor, weight_decay=decay)
+        shaped = with_attention(config, attention(kind, config))
+        arms.append(
+            Arm(
+                name=f"{name}-{factor:.3g}-decay.{decay:g}-{kind}",
+                labels={
+                    "optimizer": name,
+                    "factor": factor,
+                    "weight decay": decay,
+                    "attention": kind,
+                },
+                config=with_optimizer(shaped, optimizer),
+            )
+        )
+
+    def judge(frame: pd.DataFrame) -> list[Verdict]:
+        return [_stability_verdict(frame, scale, guess)]
+
+    return Study(
+        name="p1-stability",
+        scale=scale,
+        question="How often does training diverge, and how much does the learning rate matter?",
+        claims=("P1-stability",),
+        arms=tuple(arms),
+        seeds=(0, 1),
+        judge=judge,
+        notes=(
+            "Factors multiply each optimizer's own tuned learning rate. A run is unstable where it "
+            "diverged or ended above the loss of a uniform guess.",
+        ),
+    )
+
+
+def _stability_verdict(frame: pd.DataFrame, scale: Scale, guess: float) -> Verdict:
+    """Inconclusive while runs are missing or where the Wilson intervals of both optimizers' shares
+    of unstable runs overlap; reproduced where no run of Muon is unstable; else direction only or
+    refuted, by which share is larger."""
+    if frame.empty or "missing" in set(frame["status"]) or len(frame) < 2 * len(set(frame["arm"])):
+        return Verdict(
+            claim="P1-stability",
+            verdict="inconclusive",
+            sentence=f"At {scale} scale, runs are missing.",
+        )
+    texts, counts, shares = {}, {}, {}
+    for name in CENTRES:
+        losses = np.array(
+            [
+                row["val/loss"]
+                for row in frame.to_dict("records")
+                if row["arm"].startswith(f"{name}-")
+            ],
+            dtype=float,
+        )
+        counts[name] = int((losses > guess).sum())
+        shares[name] = wilson(counts[name], len(losses))
+        sensitivity = float(np.minimum(losses, guess).mean() - losses.min())
+        texts[name] = (
+            f"{name} {counts[name]} of {len(losses)} unstable "
+            f"[{shares[name].low:.0%}, {shares[name].high:.0%}], best {losses.min():.3f}, "
+            f"mean {sensitivity:.3f} nats above it"
+        )
+    verdict: VerdictName = "inconclusive"
+    if counts["muon"] == 0:
+        verdict = "reproduced"
+    elif shares["muon"].high < shares["adamw"].low:
+        verdict = "direction only"
+    elif shares["muon"].low > shares["adamw"].high:
+        verdict = "refuted"
+    return Verdict(
+        claim="P1-stability",
+        verdict=verdict,
+        sentence=f"Over three decades of learning rates at {scale} scale: "
+        f"{'; '.join(texts.values())}.",
+        paper="stable over more than 100 runs",
+        ours=texts["muon"],
+    )
