@@ -30,7 +30,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if x.is_cuda or torch.is_grad_enabled() or num_rows > FEW_ROWS_OF.get(x.dtype, 0):
         return nn.functional.linear(x, weight)
     if num_rows > 1:
-        return torch.mm(weight, x.reshape(num_rows, -1).T).T.reshape(*x.shape[:-1], -1)
+        columns = x.reshape(num_rows, -1).T.contiguous()  # another 1.0-1.3 x
+        return torch.mm(weight, columns).T.reshape(*x.shape[:-1], -1)
     if x.dtype == torch.float32:
         return nn.functional.linear(x, weight)
     row = x.view(-1)
