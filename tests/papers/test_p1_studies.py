@@ -132,3 +132,24 @@ def test_batches_range_over_a_factor_of_32_at_equal_tokens():
     tokens = [train.steps * train.batch_size for train in whole]
     assert max(tokens) / min(tokens) < 1.02  # updates are whole
     assert max(train.micro_batch_size or train.batch_size for train in whole) == 12
+
+
+def test_fifteen_components_change_one_thing_each():
+    study = study_of("p1-components")
+    default = study.arm("default")
+    assert len({arm.labels["component"] for arm in study.arms}) == 16  # and the defaults
+    for arm in study.arms:
+        assert (arm.search is None) == (arm.tuned_as == "default")
+        assert arm.config.data == default.config.data
+    surely_lower = {"momentum.0.9", "gelu"}
+
+    def loss(labels, config, seed):
+        return 3.0
+
+    frame = frame_of(study, loss)
+    noise = np.random.default_rng(0).normal(0, 0.01, len(frame))
+    frame["val/loss"] += noise - 0.5 * frame["arm"].isin(surely_lower)
+    (verdict,) = study.judge(frame)
+    assert verdict.verdict == "inconclusive"
+    assert "momentum.0.9 -0.5" in verdict.ours
+    assert "gelu -0.5" in verdict.ours

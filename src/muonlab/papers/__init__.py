@@ -5,6 +5,7 @@ from collections.abc import Callable
 from muonlab.papers import p1_measured, p2_measured
 from muonlab.papers.p1 import compute
 from muonlab.papers.p1_batch import batch
+from muonlab.papers.p1_components import components
 from muonlab.papers.p1_factorial import factorial
 from muonlab.papers.p1_stability import stability
 from muonlab.papers.p2_attention import crossover, latents, leak, table4
@@ -14,6 +15,7 @@ from muonlab.study.experiment import Experiment, Scale
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "p1-compute": compute,
     "p1-batch": batch,
+    "p1-components": components,
     "p1-factorial": factorial,
     "p1-stability": stability,
     "p2-table1": table1,

@@ -70,6 +70,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Detailed procedures for 15 architectural and optimizer components",
         value="15 components",
+        experiments=("p1-components",),
     ),
     Claim(
         id="P1-stability",
