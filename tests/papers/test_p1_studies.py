@@ -141,7 +141,7 @@ def test_fifteen_components_change_one_thing_each():
     for arm in study.arms:
         assert (arm.search is None) == (arm.tuned_as == "default")
         assert arm.config.data == default.config.data
-    surely_lower = {"momentum.0.9", "gelu"}
+    surely_lower = ["momentum.0.9", "gelu"]
 
     def loss(labels, config, seed):
         return 3.0
@@ -151,5 +151,5 @@ def test_fifteen_components_change_one_thing_each():
     frame["val/loss"] += noise - 0.5 * frame["arm"].isin(surely_lower)
     (verdict,) = study.judge(frame)
     assert verdict.verdict == "inconclusive"
-    assert "momentum.0.9 -0.5" in verdict.ours
-    assert "gelu -0.5" in verdict.ours
+    for name in surely_lower:
+        assert re.search(rf"{name} -0\.[45]", verdict.ours)
