@@ -26,6 +26,7 @@ from muonlab.model.attention.latents import (
     NO_MASS,
     Latents,
     add_up,
+    differences,
     means_of_earlier,
     sum_of_earlier,
 )
@@ -64,7 +65,7 @@ class CausalMHLAConfig:
         return rotary_head_dim(dim, self.num_heads)
 
     def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "CausalMHLA":
-        return CausalMHLA(self, dim, norm_eps, dropout)
+        return CausalMHLA(self, dim, dropout)
 
     def num_parameters(self, dim: int) -> int:
         latents = 0
@@ -91,7 +92,7 @@ class CausalMHLAConfig:
         chunk = min(self.chunk, length)
         chunks = -(-length // chunk)
         H, K = self.num_heads, self.num_latents
-        per_token = (8 if K else 7) * dim + H * (chunk + 2 * K + 1)
+        per_token = (8 if K else 7) * dim + H * (chunk + 2 * K + 2)
         per_chunk = K * (4 * dim + H)
         return batch * chunks * (chunk * per_token + per_chunk)
 
@@ -121,7 +122,7 @@ class LatentState:
 class CausalMHLA(nn.Module):
     """(B, T, D) -> (B, T, D), causal."""
 
-    def __init__(self, config: CausalMHLAConfig, dim: int, norm_eps: float, dropout: float) -> None:
+    def __init__(self, config: CausalMHLAConfig, dim: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_latents = config.num_latents
@@ -134,7 +135,7 @@ class CausalMHLA(nn.Module):
         self.rotary = Rotary(self.head_dim, config.chunk, config.rope_base)
         self.latents = None
         if self.num_latents:
-            self.latents = Latents(self.num_heads, self.num_latents, self.head_dim, norm_eps)
+            self.latents = Latents(self.num_heads, self.num_latents, self.head_dim)
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused projection is three matrices to an optimizer that cares."""
@@ -173,7 +174,8 @@ class CausalMHLA(nn.Module):
     def _write(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What a chunk's keys and values (G, H, C, 2·Dh) add to sums (G, H, K, 2·Dh) and mass."""
         keys = tokens[..., : self.head_dim]
-        return add_up(self.latents.shares(keys) if self.latents else keys[..., :0], tokens)
+        shares = self.latents.shares(differences(keys)) if self.latents else keys[..., :0]
+        return add_up(shares, tokens)
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> LatentState:
         return LatentState(batch, self.num_heads, self.chunk, self.num_latents, self.head_dim, like)

@@ -10,38 +10,83 @@ Shapes: H heads, C tokens, Dh head width, K latents; … any leading dimensions.
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from muonlab.model.layers import RMSNorm
+from torch.nn.functional import normalize
 
 # mass of a latent that nothing was written to: e^-69 of a token, nothing beside any real one
 NO_MASS = 1e-30
+SHORT = 0.1  # differences of directions below this norm are not scaled up to one
 
 
 class Latents(nn.Module):
-    """Where tokens are written: K directions a head, compared with the normalised keys.
+    """Where tokens are written: K fixed random directions a head, compared with those of keys.
 
-    Normalised vectors make the first shares sharp (scores of random keys have std √Dh): each latent
-    starts as a cell of the key space, and the norms' weights learn how sharp to be.
+    Dh times the cosine (std √Dh for random keys) makes most shares sharp: each latent is a cell of
+    the key space. Training moves keys, and with them tokens from cell to cell, but no latents:
+    trained ones gathered the tokens in few cells while attention was still an average of
+    everything, and stayed so (results/recall).
     """
 
-    def __init__(self, num_heads: int, num_latents: int, head_dim: int, norm_eps: float) -> None:
+    def __init__(self, num_heads: int, num_latents: int, head_dim: int) -> None:
         super().__init__()
-        self.vectors = nn.Parameter(torch.empty(num_heads, num_latents, head_dim))
-        self.vector_norm = RMSNorm(head_dim, eps=norm_eps)
-        self.key_norm = RMSNorm(head_dim, eps=norm_eps)
+        vectors = torch.empty(num_heads, num_latents, head_dim)
+        self.vectors = nn.Parameter(vectors, requires_grad=False)
 
     @staticmethod
     def num_parameters(num_heads: int, num_latents: int, head_dim: int) -> int:
-        return num_heads * num_latents * head_dim + 2 * head_dim
+        return num_heads * num_latents * head_dim
 
-    def muon_layout(self) -> dict[str, dict]:
-        """Directions, no linear map."""
-        return {"vectors": {"role": "latents"}}
+    def shares(self, x: Tensor) -> Tensor:
+        """How tokens divide themselves among the latents: (…, H, C, Dh) -> (…, H, C, K).
 
-    def shares(self, keys: Tensor) -> Tensor:
-        """How each token divides itself among the latents: (…, H, C, Dh) -> (…, H, C, K)."""
-        vectors = self.vector_norm(self.vectors).to(keys.dtype)
-        return (self.key_norm(keys) @ vectors.mT).softmax(-1)
+        ``x`` are `directions` or `differences` of keys.
+        """
+        scaled = normalize(self.vectors, dim=-1) * x.shape[-1]
+        return (x @ scaled.to(x.dtype).mT).softmax(-1)
+
+
+def directions(keys: Tensor) -> Tensor:
+    """Keys over their norm."""
+    return _Directions.apply(keys, False)
+
+
+def differences(keys: Tensor) -> Tensor:
+    """Directions in which the keys of a chunk differ from their mean: (…, C, Dh) -> (…, C, Dh).
+
+    What keys have in common would send all tokens to the same latents. Keys that hardly differ stay
+    short, lest rounding tell them apart.
+    """
+    return _Directions.apply(keys, True)
+
+
+class _Directions(torch.autograd.Function):
+    """In fp32 or wider, half the passes of torch's ``normalize``; keeps keys, result and norms."""
+
+    @staticmethod
+    def forward(ctx, keys: Tensor, centred: bool) -> Tensor:
+        wide = keys.to(torch.promote_types(keys.dtype, torch.float32), copy=True)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_(min=1e-6)
+        wide /= norm
+        length = None
+        if centred:
+            wide -= wide.mean(-2, keepdim=True)
+            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_(min=SHORT)
+            wide /= length
+        out = wide.to(keys.dtype)
+        ctx.save_for_backward(keys, norm, out, length)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        keys, norm, out, length = ctx.saved_tensors
+        grad = grad.to(norm.dtype, copy=True)
+        if length is not None:
+            along = (grad * out).sum(-1, keepdim=True).masked_fill_(length <= SHORT, 0.0)
+            grad.addcmul_(out.to(grad.dtype), along, value=-1).div_(length)
+            grad -= grad.mean(-2, keepdim=True)
+        unit = keys / norm
+        along = (grad * unit).sum(-1, keepdim=True)
+        return grad.addcmul_(unit, along, value=-1).div_(norm).to(keys.dtype), None
 
 
 def add_up(shares: Tensor, keys_and_values: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from muonlab.model.attention.latents import NO_MASS, Latents, add_up, sum_of_earlier
+from muonlab.model.attention.latents import NO_MASS, Latents, add_up, directions, sum_of_earlier
 from muonlab.model.cache import Chunk
 from muonlab.model.dropout import Dropout
 from muonlab.model.layers import Linear
@@ -54,7 +54,7 @@ class PrefixMHLAConfig:
         return dim // self.num_heads
 
     def build(self, dim: int, max_length: int, norm_eps: float, dropout: float) -> "PrefixMHLA":
-        return PrefixMHLA(self, dim, norm_eps, dropout)
+        return PrefixMHLA(self, dim, dropout)
 
     def num_parameters(self, dim: int) -> int:
         width = self.width_of_head(dim)
@@ -102,7 +102,7 @@ class PrefixState:
 class PrefixMHLA(nn.Module):
     """(B, T, D) -> (B, T, D), causal."""
 
-    def __init__(self, config: PrefixMHLAConfig, dim: int, norm_eps: float, dropout: float) -> None:
+    def __init__(self, config: PrefixMHLAConfig, dim: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_latents = config.num_latents
@@ -110,7 +110,7 @@ class PrefixMHLA(nn.Module):
         self.dropout = Dropout(dropout)
         self.qkv = Linear(dim, 3 * dim)
         self.out = Linear(dim, dim)
-        self.latents = Latents(self.num_heads, self.num_latents, self.head_dim, norm_eps)
+        self.latents = Latents(self.num_heads, self.num_latents, self.head_dim)
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused projection is three matrices to an optimizer that cares."""
@@ -122,7 +122,7 @@ class PrefixMHLA(nn.Module):
         C = min(CHUNK, T)
         fused = pad(self.qkv(x), (0, 0, 0, -T % C)).unflatten(1, (-1, C))  # (B, N, C, 3·D)
         queries, tokens = self._heads(fused)
-        shares = self.latents.shares(tokens[..., : self.head_dim])
+        shares = self._shares(tokens)
         wide = torch.promote_types(x.dtype, torch.float32)
         sums, mass = (sum_of_earlier(x.to(wide)) for x in add_up(shares, tokens))
         out = self._read(queries, tokens, shares, sums, mass)
@@ -136,7 +136,7 @@ class PrefixMHLA(nn.Module):
         queries, tokens = self._heads(self.qkv(x))
         padding = torch.arange(x.shape[1]) >= torch.tensor(chunk.num_valid).unsqueeze(1)
         padding = padding[:, None, :, None].to(x.device)
-        shares = self.latents.shares(tokens[..., : self.head_dim]).masked_fill(padding, 0)
+        shares = self._shares(tokens).masked_fill(padding, 0)
         out = self._read(queries, tokens, shares, state.sums, state.mass)
         sums, mass = add_up(shares, tokens)
         state.sums += sums
@@ -148,6 +148,10 @@ class PrefixMHLA(nn.Module):
         heads = fused.unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(-4, -2)
         queries, keys, values = heads.unbind(-3)  # (…, H, C, Dh)
         return queries, torch.cat((keys, values), dim=-1)
+
+    def _shares(self, tokens: Tensor) -> Tensor:
+        """Of keys with values (…, H, C, 2·Dh) among the latents: (…, H, C, K)."""
+        return self.latents.shares(directions(tokens[..., : self.head_dim]))
 
     def _read(
         self, queries: Tensor, tokens: Tensor, shares: Tensor, sums: Tensor, mass: Tensor
