@@ -22,8 +22,8 @@ class Latents(nn.Module):
 
     Dh times the cosine (std √Dh for random keys) makes most shares sharp: each latent is a cell of
     the key space. Training moves keys, and with them tokens from cell to cell, but no latents:
-    trained ones gathered the tokens in few cells while attention was still an average of
-    everything, and stayed so (results/recall).
+    trained ones put more and more tokens in one cell while attention was still an average of
+    everything, and recall did not start (results/recall).
     """
 
     def __init__(self, num_heads: int, num_latents: int, head_dim: int) -> None:
