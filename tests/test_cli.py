@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from muonlab.cli import run
 from muonlab.config import from_json, override
 from muonlab.data import TokenData
 from muonlab.evaluate import evaluate
+from muonlab.model import native
 from muonlab.recipes import RECIPES, recipe
 from muonlab.runs import RunDirectory, load_weights
 
@@ -89,6 +91,11 @@ def test_train_then_everything_else(
     assert run(["generate", path, "--prompt", "the muon", *options]) == 0
     alone = capsys.readouterr().out
     assert alone.startswith("the muon")
+    if shutil.which("c++"):
+        assert run(["generate", path, "--prompt", "the muon", *options, "--native-kernels"]) == 0
+        assert native.enabled()
+        native.enable(False)
+        assert capsys.readouterr().out == alone
     assert run(["generate", path, "--prompt", "the muon", "a gate of", *options]) == 0
     both = capsys.readouterr().out
     assert both.startswith(alone)

@@ -12,6 +12,8 @@ from muonlab import machine
 from muonlab.bench import attention as attention_bench
 from muonlab.bench import decode as decode_bench
 from muonlab.bench import optimizer as optimizer_bench
+from muonlab.cli.options import Native
+from muonlab.model import native
 
 application = SubcommandApp()
 Rounds = Annotated[int, tyro.conf.arg(help="interleaved rounds")]
@@ -51,8 +53,11 @@ def decode(
     contexts: tuple[int, ...] = (256, 1024),
     dtype: Literal["auto", "bf16", "fp32"] = "auto",
     rounds: Rounds = 5,
+    native_kernels: Native = False,
 ) -> None:
     """Decoding speed: latent attention with experts against dense attention of equal size."""
+    if native_kernels:
+        native.enable()
     for batch in batches:
         for context in contexts:
             report = decode_bench.bench_decode(

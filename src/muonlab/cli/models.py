@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 import tyro
 
 from muonlab import machine
-from muonlab.cli.options import CACHE_DIR, CacheDir, RunPath
+from muonlab.cli.options import CACHE_DIR, CacheDir, Native, RunPath
 from muonlab.data import TokenData
 from muonlab.data.splits import SplitName
 from muonlab.evaluate import evaluate
 from muonlab.export import export_hf
 from muonlab.export.harness import evaluate_exported, write_text_tasks
 from muonlab.generate import GenerateOptions, generate_text
-from muonlab.model import LanguageModel
+from muonlab.model import LanguageModel, native
 from muonlab.runs import RunDirectory, RunError, load_weights
 
 Step = Annotated[int | None, tyro.conf.arg(help="a checkpoint's step; default: the newest")]
@@ -104,6 +104,7 @@ def generate_from_run(
     top_p: Annotated[float, tyro.conf.arg(help="choose among this much probability")] = 1.0,
     seed: int = 0,
     extend: Annotated[bool, tyro.conf.arg(help="go beyond the trained length")] = False,
+    native_kernels: Native = False,
     step: Step = None,
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
@@ -120,6 +121,8 @@ def generate_from_run(
         seed=seed,
         extend=extend,
     )
+    if native_kernels:
+        native.enable()
     model = model.for_inference(model.compute_dtype)
     pieces = generate_text(model, data.tokenizer, list(prompt), options)
     if len(prompt) == 1:

@@ -24,5 +24,7 @@ Overrides = Annotated[
     ),
 ]
 
+Native = Annotated[bool, tyro.conf.arg(help="compile faster CPU kernels (needs a C++ compiler)")]
+
 RUNS_DIR = Path("runs")
 CACHE_DIR = Path("cache")
