@@ -1,4 +1,4 @@
-"""What an experiment can say of a claim: the words that studies, theory checks and reports share."""
+"""What an experiment can say of a claim: words that studies, theory checks and reports share."""
 
 from typing import Literal
 
