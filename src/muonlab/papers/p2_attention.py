@@ -61,15 +61,21 @@ def table4(scale: Scale) -> Study:
                 )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
+        verdict = judge_difference(
+            "P2-T4",
+            frame,
+            scale,
+            what="validation loss of MHSA against MHLA (not causal) with ReLU",
+            published=Pair(arm="mhsa-relu-published", baseline="mhla-relu-published"),
+            honest=Pair(arm="mhsa-relu-honest", baseline="mhla-relu-honest"),
+            paper=4.6883 / 4.7078 - 1,
+        )
+        orders = "; ".join(f"{short}, {_order(frame, short)}" for short in SHORT.values())
         return [
-            judge_difference(
-                "P2-T4",
-                frame,
-                scale,
-                what="validation loss of MHSA against MHLA (not causal) with ReLU",
-                published=Pair(arm="mhsa-relu-published", baseline="mhla-relu-published"),
-                honest=Pair(arm="mhsa-relu-honest", baseline="mhla-relu-honest"),
-                paper=4.6883 / 4.7078 - 1,
+            dataclasses.replace(
+                verdict,
+                sentence=f"{verdict.sentence} Activations of MHSA from the lowest mean loss: "
+                f"{orders} (the paper: {', '.join(ACTIVATIONS)}).",
             )
         ]
 
@@ -105,6 +111,13 @@ def table4(scale: Scale) -> Study:
             "Its MHLA with Tanh was an estimate. Honest learning rates are tuned once for each "
             "attention, with ReLU.",
         ),
+    )
+
+
+def _order(frame: pd.DataFrame, short: str) -> str:
+    losses = {name: mean(frame, f"mhsa-{name}-{short}") for name in ACTIVATIONS}
+    return ", ".join(
+        f"{name} {losses[name]:.3f}" for name in sorted(losses, key=lambda name: losses[name])
     )
 
 
