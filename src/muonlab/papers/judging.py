@@ -76,7 +76,7 @@ def judge_difference(
     return Verdict(
         claim=claim,
         verdict=verdict,
-        sentence=f"{what}, at {scale} scale: {text}.",
+        sentence=f"{what[0].upper()}{what[1:]}, at {scale} scale: {text}.",
         paper=f"{paper:+.1%}",
         ours=f"as published {size:+.1%}, honest {relative(frame, honest, measure):+.1%}",
     )
