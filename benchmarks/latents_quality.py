@@ -104,6 +104,8 @@ def draw(curves: pd.DataFrame, positions: pd.DataFrame, path: Path) -> None:
         xlabel="first of 128 positions in the sequence",
         ylabel="validation loss minus chunk only (nats/token)",
     )
+    seeds = sorted(curves["seed"].unique().tolist())
+    figure.suptitle(f"recipe small, 1024 tokens: mean of n = {len(seeds)}, seeds {seeds}")
     figure.savefig(path, dpi=120)
 
 

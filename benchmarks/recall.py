@@ -146,6 +146,7 @@ def draw(accuracies: dict[str, list[float]], options: Options, path: Path) -> No
         ylabel=f"accuracy, {options.task.num_pairs} pairs beyond the chunk",
         ylim=(0, 1.03),
     )
+    axes.set_title(f"a dot a seed, n = {options.seeds}; line: mean")
     axes.legend()
     figure.savefig(path, dpi=120)
 
