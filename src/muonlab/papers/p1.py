@@ -28,6 +28,9 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
 }
 RANGES = {"adamw": (5e-4, 2e-2), "adamw-groups": (5e-4, 2e-2)}  # equal volumes, log scale
 DEFAULT_RANGE = (2e-3, 8e-2)
+CONTENDERS: dict[str, tuple[OptimizerConfig, tuple[float, float]]] = {  # and their ranges
+    name: (OPTIMIZERS[name], RANGES.get(name, DEFAULT_RANGE)) for name in (BASELINE, "muon")
+}
 CLAIMED = (0.48, 0.52)
 
 

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from muonlab.config import OptimizerConfig, RunConfig
-from muonlab.optim.config import AdamWConfig, MuonConfig
-from muonlab.papers.p1 import base
+from muonlab.config import RunConfig
+from muonlab.papers.p1 import CONTENDERS, base
 from muonlab.papers.scales import LEARNING_RATE, SEEDS, with_batch, with_optimizer, with_updates
 from muonlab.study.experiment import Arm, Scale, Search, Study, Verdict
 from muonlab.study.statistics import trend
@@ -18,10 +17,6 @@ from muonlab.verdicts import VerdictName
 
 FACTORS = (1 / 4, 1, 4, 8)  # of the base's batch
 BUDGETS = (1 / 2, 3 / 4, 1.0)  # of the base's tokens
-OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, float]]] = {
-    "adamw": (AdamWConfig(), (5e-4, 2e-2)),
-    "muon": (MuonConfig(), (2e-3, 8e-2)),
-}
 
 
 def batch(scale: Scale) -> Study:
@@ -30,7 +25,7 @@ def batch(scale: Scale) -> Study:
     sizes = [round(config.train.batch_size * factor) for factor in FACTORS]
     arms = []
     for size, (name, (optimizer, limits)), budget in itertools.product(
-        sizes, OPTIMIZERS.items(), BUDGETS
+        sizes, CONTENDERS.items(), BUDGETS
     ):
         arms.append(
             Arm(
@@ -95,7 +90,7 @@ def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int
     ratios: dict[int, CostRatio] = {}
     per_seed: list[tuple[float, float]] = []
     for size, costs in tokens.items():
-        budgets = {name: _budgets(frame, seeds, name, size, costs) for name in OPTIMIZERS}
+        budgets = {name: _budgets(frame, seeds, name, size, costs) for name in CONTENDERS}
         ratios[size] = _ratio(budgets["muon"], budgets["adamw"])
         for row in range(len(seeds)):
             single = {

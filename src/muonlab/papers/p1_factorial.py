@@ -10,13 +10,12 @@ import math
 
 import pandas as pd
 
-from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.config import RunConfig
 from muonlab.model.attention import MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
-from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers.judging import Pair, compare, values
-from muonlab.papers.p1 import base
+from muonlab.papers.p1 import CONTENDERS, base
 from muonlab.papers.scales import LEARNING_RATE, SEEDS, attention, with_attention, with_optimizer
 from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.study.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
@@ -27,10 +26,6 @@ FACTORS = ("MLA", "MoE", "Muon")
 LEVELS = (("mhsa", "mla"), ("dense.total", "moe"), ("adamw", "muon"))  # of each factor
 ATTENTIONS = ("mhsa", "mla")
 FEED_FORWARDS = ("dense.active", "dense.total", "moe")
-OPTIMIZERS: dict[str, tuple[OptimizerConfig, tuple[float, float]]] = {
-    "adamw": (AdamWConfig(), (5e-4, 2e-2)),
-    "muon": (MuonConfig(), (2e-3, 8e-2)),
-}
 WHOLE = Pair(arm="mla-moe-muon", baseline="mhsa-dense.total-adamw")
 
 
@@ -38,8 +33,8 @@ def factorial(scale: Scale) -> Study:
     """Twelve arms; the two kinds of dense layers share the rest of the design."""
     config = base(scale)
     arms = []
-    for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, OPTIMIZERS):
-        optimizer, limits = OPTIMIZERS[name]
+    for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, CONTENDERS):
+        optimizer, limits = CONTENDERS[name]
         shaped = with_attention(_with_feed_forward(config, ffn), _attention(kind, config))
         arms.append(
             Arm(

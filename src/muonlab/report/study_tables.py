@@ -68,7 +68,7 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
             "protocol": PROTOCOLS[arm.protocol],
             "n": f"{finished} of {len(study.seeds)}",
         }
-        row |= {label: arm.labels.get(label, math.nan) for label in labels}
+        row |= {label: _label(arm.labels[label]) for label in labels if label in arm.labels}
         half: dict[str, float] = {}
         for key in shown:
             mean = mean_difference(runs[key])
@@ -90,7 +90,7 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
             )
     columns = (
         ARM,
-        *(Column(key=label, heading=label, digits=4) for label in labels),
+        *(Column(key=label, heading=label) for label in labels),
         Column(key="protocol", heading="Protocol"),
         Column(key="n", heading="Runs"),
         *measures,
@@ -106,6 +106,10 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
     )
 
 
+def _label(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | None:
     """Arms that differ in their protocol only, side by side; None where there are none."""
     measure = measure_column(study.measures[0])
@@ -117,7 +121,7 @@ def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | 
     rows = [
         {
             "labels": ", ".join(
-                v if isinstance(v, str) else f"{label} {v:g}" for label, v in labels
+                v if isinstance(v, str) else f"{label} {_label(v)}" for label, v in labels
             ),
             **values,
         }
