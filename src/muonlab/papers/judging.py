@@ -47,6 +47,25 @@ def relative(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> floa
     return mean(frame, pair.arm, measure) / mean(frame, pair.baseline, measure) - 1
 
 
+def complete_seeds(frame: pd.DataFrame) -> list[int]:
+    """The seeds that have all their runs."""
+    cut = set(frame.loc[frame["status"] == "missing", "seed"])
+    return [seed for seed in frame["seed"].unique() if seed not in cut]
+
+
+def judge_interval(
+    low: float, high: float, *, nothing: float, claimed: tuple[float, float]
+) -> VerdictName:
+    """Of a 95 % interval that the paper claims to lie in ``claimed``, below ``nothing``.
+
+    Below it: reproduced where the two intervals meet, else direction only. Refuted where it lies
+    above; inconclusive where it holds ``nothing``, or is none.
+    """
+    if high < nothing:
+        return "reproduced" if low <= claimed[1] and high >= claimed[0] else "direction only"
+    return "refuted" if low > nothing else "inconclusive"
+
+
 def judge_difference(
     claim: str,
     frame: pd.DataFrame,

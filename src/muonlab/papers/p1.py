@@ -10,12 +10,12 @@ import pandas as pd
 from muonlab.config import OptimizerConfig, RunConfig
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers import scales
+from muonlab.papers.judging import complete_seeds, judge_interval
 from muonlab.papers.scales import LEARNING_RATE, with_optimizer, with_updates
 from muonlab.recipes import p1_125m, small
 from muonlab.study.cost import model_flops
 from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.study.targets import Budgets, CostRatio, cost_ratio
-from muonlab.verdicts import VerdictName
 
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (1 / 4, 1 / 3, 1 / 2, 2 / 3, 1.0, 4 / 3)  # of AdamW's updates
@@ -26,11 +26,14 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     "muon": MuonConfig(),
     "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
 }
-RANGES = {"adamw": (5e-4, 2e-2), "adamw-groups": (5e-4, 2e-2)}  # equal volumes, log scale
-DEFAULT_RANGE = (2e-3, 8e-2)
-CONTENDERS: dict[str, tuple[OptimizerConfig, tuple[float, float]]] = {  # and their ranges
-    name: (OPTIMIZERS[name], RANGES.get(name, DEFAULT_RANGE)) for name in (BASELINE, "muon")
+ADAMW_RANGE, MUON_RANGE = (5e-4, 2e-2), (2e-3, 8e-2)  # equal volumes, log scale
+RANGES = {
+    BASELINE: ADAMW_RANGE,
+    "adamw-groups": ADAMW_RANGE,
+    "muon": MUON_RANGE,
+    "placebo": MUON_RANGE,
 }
+CONTENDERS = (BASELINE, "muon")  # of the studies that ask for no more
 CLAIMED = (0.48, 0.52)
 
 
@@ -67,9 +70,7 @@ def compute(scale: Scale) -> Study:
                     name=_arm(name, budget),
                     labels={"optimizer": name, "budget": budget},
                     config=with_optimizer(config, optimizer),
-                    search=Search(space={LEARNING_RATE: RANGES.get(name, DEFAULT_RANGE)})
-                    if budget == 1
-                    else None,
+                    search=Search(space={LEARNING_RATE: RANGES[name]}) if budget == 1 else None,
                     tuned_as=_arm(name, 1.0) if budget != 1 else None,
                 )
             )
@@ -108,12 +109,9 @@ def _arm(optimizer: str, budget: float) -> str:
 def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: Scale) -> Verdict:
     """From the cost in FLOPs, the optimizer's own included, by the fitted power law.
 
-    Where the 95 % interval of the ratio lies below 1: reproduced if it meets the claimed interval,
-    else direction only. Refuted where it lies above 1 (a miss counts as infinite); inconclusive
-    otherwise.
+    The 95 % interval of the ratio is judged against the claimed one; a miss counts as infinite.
     """
-    cut = set(frame.loc[frame["status"] == "missing", "seed"])
-    complete = [seed for seed in frame["seed"].unique() if seed not in cut]
+    complete = complete_seeds(frame)
     if len(complete) < 2:
         return Verdict(
             claim="P1-compute",
@@ -126,26 +124,22 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
     muon = ratios["muon"]
     seconds = {name: _budgets(chosen, name, _seconds(chosen, name)) for name in ("muon", BASELINE)}
     updates = {name: _budgets(chosen, name, _updates(configs, name)) for name in ("muon", BASELINE)}
-    others = "; ".join(f"{name} {_text(ratio)}" for name, ratio in ratios.items() if name != "muon")
+    others = "; ".join(
+        f"{name} {percent_of(ratio)}" for name, ratio in ratios.items() if name != "muon"
+    )
     interpolated = _ratio(flops["muon"], flops[BASELINE], "interpolation")
     return Verdict(
         claim="P1-compute",
-        verdict=_verdict(muon),
+        verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED),
         sentence=f"To reach AdamW's loss of {muon.target:.3f} nats at {scale} scale, Muon takes "
-        f"{_text(muon)} of AdamW's FLOPs, its own included (by interpolation "
-        f"{_text(interpolated)}), {_text(_ratio(updates['muon'], updates[BASELINE]))} of its "
-        f"tokens and {_text(_ratio(seconds['muon'], seconds[BASELINE]))} of its time; {others} of "
+        f"{percent_of(muon)} of AdamW's FLOPs, its own included (by interpolation "
+        f"{percent_of(interpolated)}), "
+        f"{percent_of(_ratio(updates['muon'], updates[BASELINE]))} of its tokens and "
+        f"{percent_of(_ratio(seconds['muon'], seconds[BASELINE]))} of its time; {others} of "
         f"its FLOPs (n = {len(complete)} seeds).",
         paper="48 to 52 % of the compute",
-        ours=f"{_text(muon)} of the FLOPs",
+        ours=f"{percent_of(muon)} of the FLOPs",
     )
-
-
-def _verdict(ratio: CostRatio) -> VerdictName:
-    if ratio.high < 1:
-        meets = ratio.low <= CLAIMED[1] and ratio.high >= CLAIMED[0]
-        return "reproduced" if meets else "direction only"
-    return "refuted" if ratio.low > 1 else "inconclusive"
 
 
 def _budgets(frame: pd.DataFrame, optimizer: str, costs: list[float]) -> Budgets:
@@ -179,7 +173,9 @@ def _ratio(arm: Budgets, baseline: Budgets, method: str = "fit") -> CostRatio:
     return cost_ratio(arm, baseline, reference=reference, method=method)  # type: ignore[arg-type]
 
 
-def _text(ratio: CostRatio) -> str:
+def percent_of(ratio: CostRatio) -> str:
+    """The ratio and its 95 % interval in percent."""
+
     def percent(value: float) -> str:
         return "more than was tried" if math.isinf(value) else f"{value:.0%}"
 

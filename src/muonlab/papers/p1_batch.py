@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.papers.p1 import CONTENDERS, base
+from muonlab.papers.judging import complete_seeds
+from muonlab.papers.p1 import CONTENDERS, OPTIMIZERS, RANGES, base, percent_of
 from muonlab.papers.scales import LEARNING_RATE, SEEDS, with_batch, with_optimizer, with_updates
 from muonlab.study.experiment import Arm, Scale, Search, Study, Verdict
 from muonlab.study.statistics import trend
@@ -24,15 +25,13 @@ def batch(scale: Scale) -> Study:
     config = base(scale)
     sizes = [round(config.train.batch_size * factor) for factor in FACTORS]
     arms = []
-    for size, (name, (optimizer, limits)), budget in itertools.product(
-        sizes, CONTENDERS.items(), BUDGETS
-    ):
+    for size, name, budget in itertools.product(sizes, CONTENDERS, BUDGETS):
         arms.append(
             Arm(
                 name=_arm(name, size, budget),
                 labels={"optimizer": name, "batch": size, "budget": budget},
-                config=with_optimizer(_sized(config, size, budget), optimizer),
-                search=Search(space={LEARNING_RATE: limits}) if budget == 1 else None,
+                config=with_optimizer(_sized(config, size, budget), OPTIMIZERS[name]),
+                search=Search(space={LEARNING_RATE: RANGES[name]}) if budget == 1 else None,
                 tuned_as=_arm(name, size, 1.0) if budget != 1 else None,
             )
         )
@@ -79,8 +78,7 @@ def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int
     """Of Muon's tokens over AdamW's at AdamW's final loss: reproduced where the largest batch's
     interval lies below 1 and the ratio does not rise with the batch size, direction only where it
     rises (Kendall, p < .05), refuted where the largest batch's interval lies above 1."""
-    cut = set(frame.loc[frame["status"] == "missing", "seed"])
-    seeds = [seed for seed in frame["seed"].unique() if seed not in cut]
+    seeds = complete_seeds(frame)
     if len(seeds) < 2:
         return Verdict(
             claim="P1-batch",
@@ -106,10 +104,7 @@ def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int
         verdict = "direction only" if rising.tau > 0 and rising.p < 0.05 else "reproduced"
     elif last.low > 1:
         verdict = "refuted"
-    text = ", ".join(
-        f"{_share(found.ratio)} [{_share(found.low)}, {_share(found.high)}] at {size} sequences"
-        for size, found in ratios.items()
-    )
+    text = ", ".join(f"{percent_of(found)} at {size} sequences" for size, found in ratios.items())
     return Verdict(
         claim="P1-batch",
         verdict=verdict,
@@ -136,7 +131,3 @@ def _loss(frame: pd.DataFrame, arm: str, seed: int) -> float:
 
 def _ratio(muon: Budgets, adamw: Budgets) -> CostRatio:
     return cost_ratio(muon, adamw, reference=adamw.costs[-1], method="interpolation")
-
-
-def _share(value: float) -> str:
-    return "more than was tried" if math.isinf(value) else f"{value:.0%}"

@@ -12,7 +12,7 @@ from muonlab.config import RunConfig, override
 from muonlab.optim.config import MuonConfig
 from muonlab.optim.schedules import KELLER
 from muonlab.papers.judging import Pair, compare, excludes_zero
-from muonlab.papers.p1 import base
+from muonlab.papers.p1 import ADAMW_RANGE, MUON_RANGE, base
 from muonlab.papers.scales import (
     LEARNING_RATE,
     SEEDS,
@@ -24,7 +24,6 @@ from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verd
 from muonlab.study.statistics import Difference
 
 DEFAULT = "default"
-MUON_RANGE, ADAMW_RANGE = (2e-3, 8e-2), (5e-4, 2e-2)
 # learning-rate ranges of the variants whose steps are of another length, of equal log width
 OWN_RANGES = {
     "adamw": ADAMW_RANGE,

@@ -11,11 +11,10 @@ import math
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.model.attention import MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
-from muonlab.papers.judging import Pair, compare, values
-from muonlab.papers.p1 import CONTENDERS, base
+from muonlab.papers.judging import Pair, compare, judge_interval, values
+from muonlab.papers.p1 import CONTENDERS, OPTIMIZERS, RANGES, base
 from muonlab.papers.scales import LEARNING_RATE, SEEDS, attention, with_attention, with_optimizer
 from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.study.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
@@ -23,8 +22,8 @@ from muonlab.verdicts import VerdictName
 
 CLAIMED = (-0.12, -0.08)  # of the perplexity
 FACTORS = ("MLA", "MoE", "Muon")
-LEVELS = (("mhsa", "mla"), ("dense.total", "moe"), ("adamw", "muon"))  # of each factor
 ATTENTIONS = ("mhsa", "mla")
+LEVELS = (ATTENTIONS, ("dense.total", "moe"), CONTENDERS)  # of each factor
 FEED_FORWARDS = ("dense.active", "dense.total", "moe")
 WHOLE = Pair(arm="mla-moe-muon", baseline="mhsa-dense.total-adamw")
 
@@ -34,14 +33,13 @@ def factorial(scale: Scale) -> Study:
     config = base(scale)
     arms = []
     for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, CONTENDERS):
-        optimizer, limits = CONTENDERS[name]
-        shaped = with_attention(_with_feed_forward(config, ffn), _attention(kind, config))
+        shaped = with_attention(_with_feed_forward(config, ffn), attention(kind, config))
         arms.append(
             Arm(
                 name=f"{kind}-{ffn}-{name}",
                 labels={"attention": kind, "feed-forward": ffn, "optimizer": name},
-                config=with_optimizer(shaped, optimizer),
-                search=Search(space={LEARNING_RATE: limits}),
+                config=with_optimizer(shaped, OPTIMIZERS[name]),
+                search=Search(space={LEARNING_RATE: RANGES[name]}),
             )
         )
 
@@ -74,12 +72,6 @@ def factorial(scale: Scale) -> Study:
     )
 
 
-def _attention(kind: str, config: RunConfig) -> MLAConfig:
-    """The base's own MLA where it has one, else one of P2's proportions; MHSA of as many heads."""
-    own = config.model.attention
-    return own if own.kind == kind == "mla" else attention(kind, config)  # type: ignore[return-value]
-
-
 def _with_feed_forward(config: RunConfig, name: str) -> RunConfig:
     ffn = config.model.ffn
     if not isinstance(ffn, MoEConfig):
@@ -96,25 +88,18 @@ def _with_feed_forward(config: RunConfig, name: str) -> RunConfig:
 
 
 def _perplexity_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
-    """Reproduced where the 95 % interval of the perplexity's change meets P1's, direction only
-    where it lies below 0, refuted above it; else inconclusive."""
+    """From the 95 % interval of the perplexity's change against the dense model of equal size."""
     found = {
         baseline: compare(frame, Pair(arm=WHOLE.arm, baseline=f"mhsa-{baseline}-adamw"))
         for baseline in ("dense.total", "dense.active")
     }
     change = found["dense.total"]
-    verdict: VerdictName = "inconclusive"
-    if change.num_pairs >= 2:
-        low, high = math.expm1(change.low), math.expm1(change.high)
-        if high < 0:
-            meets = low <= CLAIMED[1] and high >= CLAIMED[0]
-            verdict = "reproduced" if meets else "direction only"
-        elif low > 0:
-            verdict = "refuted"
     texts = [f"{_change(difference)} against {name}" for name, difference in found.items()]
     return Verdict(
         claim="P1-mla-moe-ppl",
-        verdict=verdict,
+        verdict=judge_interval(
+            math.expm1(change.low), math.expm1(change.high), nothing=0, claimed=CLAIMED
+        ),
         sentence=f"Perplexity of MLA + MoE + Muon at {scale} scale, every arm tuned: "
         f"{'; '.join(texts)} with MHSA and AdamW (n = {change.num_pairs} seeds).",
         paper="8 to 12 % better",

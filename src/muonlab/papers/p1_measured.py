@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 
 from muonlab.bench.decode import DENSE, LATENT, bench_decode
-from muonlab.config import RunConfig
+from muonlab.config import OptimizerConfig, RunConfig
 from muonlab.model.accounting import account
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.polar import orthogonalise
 from muonlab.optim.schedules import KELLER
+from muonlab.papers.p2_measured import state_bytes
 from muonlab.recipes import p1_30m, p1_60m, p1_60m_dense, p1_125m, p1_200m
 from muonlab.study.experiment import Measurement, Scale, Verdict
 from muonlab.verdicts import VerdictName
@@ -92,13 +93,10 @@ PARTS = (
 )
 
 
-def _bytes(name: str, config: RunConfig, optimizer_config: MuonConfig | AdamWConfig) -> dict:
+def _bytes(name: str, config: RunConfig, optimizer_config: OptimizerConfig) -> dict:
     model = config.model.build(0)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    optimizer = optimizer_config.build(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    optimizer.step()
+    optimizer_state = state_bytes(model, optimizer_config)
     decoder = model.for_inference(torch.bfloat16)
     counted = account(config.model, batch=BATCH, length=LENGTH, bytes_per_value=HALF)
     return {
@@ -107,7 +105,7 @@ def _bytes(name: str, config: RunConfig, optimizer_config: MuonConfig | AdamWCon
         "active_parameters": counted.active_parameters,
         "weight_bytes": weights,
         "gradient_bytes": counted.gradient_bytes,
-        "optimizer_state_bytes": optimizer.state_bytes(),
+        "optimizer_state_bytes": optimizer_state,
         "activation_bytes": counted.activation_bytes,
         "cache_bytes": decoder.new_state(BATCH, LENGTH).num_bytes(),
     }

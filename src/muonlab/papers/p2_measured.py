@@ -11,6 +11,8 @@ import torch
 from muonlab import machine
 from muonlab.bench.attention import crossover, default_kinds, measure_attention
 from muonlab.bench.interleave import interleave
+from muonlab.config import OptimizerConfig
+from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
 from muonlab.recipes import p2, p2_mhla
@@ -69,12 +71,9 @@ def optimizer_state(scale: Scale) -> Measurement:
     def measure() -> pd.DataFrame:
         rows = []
         for name, config in (("muon", P2_MUON), ("adamw", P2_ADAMW)):
-            model = p2().model.build(0)
-            optimizer = config.build(model)
-            for parameter in model.parameters():
-                parameter.grad = torch.full_like(parameter, 1e-3)
-            optimizer.step()
-            rows.append({"optimizer": name, "state_bytes": optimizer.state_bytes()})
+            rows.append(
+                {"optimizer": name, "state_bytes": state_bytes(p2().model.build(0), config)}
+            )
         return pd.DataFrame(rows)
 
     def judge(rows: pd.DataFrame) -> list[Verdict]:
@@ -100,6 +99,15 @@ def optimizer_state(scale: Scale) -> Measurement:
         measure=measure,
         judge=judge,
     )
+
+
+def state_bytes(model: LanguageModel, optimizer_config: OptimizerConfig) -> int:
+    """Bytes of an optimizer's state tensors after one step of that model."""
+    optimizer = optimizer_config.build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    return optimizer.state_bytes()
 
 
 def attention_cost(scale: Scale) -> Measurement:
