@@ -20,7 +20,7 @@ from muonlab.study.executors import Executor
 from muonlab.study.experiment import Measurement, Study
 from muonlab.study.frame import judge as judge_study
 from muonlab.study.frame import study_curves, study_frame, study_trials
-from muonlab.study.plan import Job, folder
+from muonlab.study.plan import Job, Plan, folder
 from muonlab.study.record import status
 from muonlab.study.worker import Options, Reply, make_run
 from muonlab.train import train
@@ -142,6 +142,17 @@ def test_searches_come_first_and_tune_the_test_runs(
     (folder(study, root) / "study.json").unlink()
     make(study)
     assert written(root) == before
+
+
+def test_a_seed_is_done_in_all_arms_before_the_next(config: RunConfig, root: Path):
+    slow = override(config, ["optimizer.lr=1e-3"])
+    jobs = Plan(study_of(arm("muon", config), arm("slow", slow), seeds=(0, 1)), root).jobs
+    assert [(job.config.seed, job.arm) for job in jobs] == [
+        (0, "muon"),
+        (0, "slow"),
+        (1, "muon"),
+        (1, "slow"),
+    ]
 
 
 def test_a_diverging_run_is_a_result(config: RunConfig, root: Path, make: Callable[..., str]):

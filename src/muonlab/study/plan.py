@@ -145,10 +145,11 @@ class Plan:
         return sorted(runs - wanted)
 
     def _tests(self) -> Iterator[Job]:
-        for arm in self.study.arms:
-            values = self.tuned(arm)
-            if values is not None:
-                for seed in self.study.seeds:
+        """Seed by seed: a study that is cut has whole pairs."""
+        for seed in self.study.seeds:
+            for arm in self.study.arms:
+                values = self.tuned(arm)
+                if values is not None:
                     yield self._job(arm, "test", seed, values)
 
     def _search(self, arm: Arm, search: Search) -> SearchState:
