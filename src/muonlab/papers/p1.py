@@ -18,7 +18,7 @@ from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verd
 from muonlab.study.targets import Budgets, CostRatio, cost_ratio
 
 SEEDS = (0, 1, 2, 3, 4)
-BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 5 / 4)  # of AdamW's updates
+BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 4 / 3)  # of AdamW's updates
 BASELINE = "adamw"
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     BASELINE: AdamWConfig(),
