@@ -11,8 +11,8 @@ from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
 from muonlab.study.experiment import Measurement, Study, Verdict
-from muonlab.study.frame import judge, study_curves, study_frame, study_trials
 from muonlab.study.plan import Plan
+from muonlab.study.results import StudyResults
 from muonlab.study.statistics import holm, paired_difference
 
 from .browser import CHROMIUM, browser
@@ -20,8 +20,7 @@ from .invented_studies import RATE, invented_study, make_runs
 
 
 def report_of(study: Study, root: Path) -> Report:
-    frame, curves = study_frame(study, root), study_curves(study, root)
-    return study_report(study, frame, curves, study_trials(study, root), judge(study, root), {})
+    return study_report(StudyResults(study, root), {})
 
 
 def tables(report: Report) -> dict[str, dict[str, dict[str, str]]]:
@@ -71,7 +70,7 @@ def test_arms_stand_beside_the_paper_and_leaky_ones_are_marked(whole: Path) -> N
 
 def test_comparisons_are_the_statistics_of_the_frame(whole: Path) -> None:
     study = invented_study()
-    frame = study_frame(study, whole)
+    frame = StudyResults(study, whole).frame
     values = {arm.name: frame.loc[frame["arm"] == arm.name, "val/loss"] for arm in study.arms}
     wanted = [paired_difference(values[c.arm], values[c.baseline]) for c in study.comparisons]
     rows = list(tables(report_of(study, whole))["comparisons"].values())
@@ -243,5 +242,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_time_is_of_the_median_update(whole: Path) -> None:
     """The third of twenty updates took nine seconds instead of a quarter."""
-    frame = study_frame(invented_study(), whole)
+    frame = StudyResults(invented_study(), whole).frame
     assert set(frame["steady_seconds"]) == {20 * 0.25}

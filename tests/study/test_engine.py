@@ -18,10 +18,10 @@ from muonlab.study import engine
 from muonlab.study.engine import FailedRunsError, Resources, run_measurement, run_study
 from muonlab.study.executors import Executor
 from muonlab.study.experiment import Measurement, Study
-from muonlab.study.frame import judge as judge_study
-from muonlab.study.frame import study_curves, study_frame, study_trials
 from muonlab.study.plan import Job, Plan, folder
 from muonlab.study.record import status
+from muonlab.study.results import StudyResults
+from muonlab.study.results import judge as judge_study
 from muonlab.study.worker import Options, Reply, make_run
 from muonlab.train import train
 
@@ -92,7 +92,7 @@ def test_runs_are_made_once_and_equal_those_of_train(
 ):
     study = study_of(arm("muon", config, labels={"optimizer": "Muon"}), arm("p", config))
     said = make(study)
-    frame = study_frame(study, root)
+    frame = StudyResults(study, root).frame
     assert list(frame["status"]) == ["finished"] * 4
     assert list(frame["optimizer"].dropna()) == ["Muon"] * 2
     assert "4/4" in said
@@ -111,7 +111,7 @@ def test_runs_are_made_once_and_equal_those_of_train(
     )
     make(study)
     assert written(root) == before
-    assert {len(rows) for rows in study_curves(study, root).values()} == {5}
+    assert {len(rows) for rows in StudyResults(study, root).curves.values()} == {5}
 
     other = study_of(arm("again", config), seeds=(1,), name="other")
     make(other)
@@ -127,11 +127,11 @@ def test_searches_come_first_and_tune_the_test_runs(
         seeds=(0,),
     )
     said = make(study)
-    trials = study_trials(study, root)
+    trials = StudyResults(study, root).trials
     assert len(trials) == LEARNING_RATE.trials
     best = trials.loc[trials["loss"].idxmin(), "tuned/optimizer.lr"]
     assert list(trials["chosen"]).count(True) == 1
-    frame = study_frame(study, root)
+    frame = StudyResults(study, root).frame
     assert list(frame["tuned/optimizer.lr"]) == [best, best]
     runs = [RunDirectory(Path(path)).config() for path in frame["run"]]
     assert [run.optimizer.lr for run in runs] == [best, best]
@@ -159,7 +159,7 @@ def test_a_diverging_run_is_a_result(config: RunConfig, root: Path, make: Callab
     wild = override(config, ["train.steps=20", "optimizer.lr=1e9"])
     study = study_of(arm("wild", wild), arm("muon", config), seeds=(0,))
     said = make(study)
-    frame = study_frame(study, root).set_index("arm")
+    frame = StudyResults(study, root).frame.set_index("arm")
     assert frame["status"].to_dict() == {"wild": "failed", "muon": "finished"}
     assert frame["val/loss"].to_dict()["wild"] == math.inf
     assert "diverged: step" in said
@@ -173,7 +173,7 @@ def test_a_search_whose_trials_all_diverge(config: RunConfig, root: Path, make: 
     search = type(LEARNING_RATE)(space={"optimizer.lr": (1e8, 1e9)}, trials=3, seed=90)
     study = study_of(arm("wild", wild, search=search), seeds=(0,))
     assert "every trial of its search diverged" in make(study)
-    (row,) = study_frame(study, root).to_dict("records")
+    (row,) = StudyResults(study, root).frame.to_dict("records")
     assert (row["status"], row["val/loss"]) == ("failed", math.inf)
 
 
@@ -184,7 +184,7 @@ def test_an_error_is_recorded_and_stops_no_other(
     study = study_of(arm("broken", broken), arm("muon", config), seeds=(0,))
     with pytest.raises(FailedRunsError, match=r"1 of 2 runs failed.*model.vocab_size is 260"):
         make(study)
-    frame = study_frame(study, root).set_index("arm")
+    frame = StudyResults(study, root).frame.set_index("arm")
     assert list(frame["status"]) == ["failed", "finished"]
     assert math.isnan(frame["val/loss"].loc["broken"])
     (failure,) = root.rglob("failed.json")
@@ -217,7 +217,7 @@ def test_a_damaged_run_is_set_aside_and_made_again(
     (run / name).write_text("{half a l\n")
     said = make(study)
     assert "set aside as" in said
-    assert list(study_frame(study, root)["status"]) == ["finished"]
+    assert list(StudyResults(study, root).frame["status"]) == ["finished"]
     (aside,) = root.glob("*/*.damaged-1")
     assert (aside / name).read_text() == "{half a l\n"
 
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_and_an_empty_directory(
     for path in sorted(other.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     assert make(study).count("set aside") == 1
-    assert list(study_frame(study, root)["status"]) == ["finished"] * 2
+    assert list(StudyResults(study, root).frame["status"]) == ["finished"] * 2
 
 
 def test_a_record_that_is_damaged_is_made_again(
@@ -254,12 +254,12 @@ def test_a_record_that_is_damaged_is_made_again(
 
 def test_a_study_without_runs(config: RunConfig, root: Path):
     study = study_of(arm("muon", config, search=LEARNING_RATE), arm("p", config))
-    frame = study_frame(study, root)
+    frame = StudyResults(study, root).frame
     assert list(frame["status"]) == ["missing"] * 4
     assert frame["val/loss"].dropna().empty
     assert judge_study(study, root)[0].verdict == "inconclusive"
     assert status(study, root).counts == {"to do": 8}
-    assert study_curves(study, root) == {}
+    assert StudyResults(study, root).curves == {}
 
 
 def test_a_measurement_is_made_once(root: Path):

@@ -17,8 +17,8 @@ from muonlab.config import RunConfig
 from muonlab.runs import RunDirectory
 from muonlab.study.engine import FailedRunsError, Resources, run_study
 from muonlab.study.experiment import Study
-from muonlab.study.frame import study_curves, study_frame
 from muonlab.study.record import status
+from muonlab.study.results import StudyResults
 
 pytestmark = pytest.mark.slow  # a minute and more, with several processes for every core
 
@@ -60,11 +60,11 @@ def alive(pid: int) -> bool:
 
 def assert_whole(study: Study, root: Path, uncut: Path) -> None:
     """Every run finished once, with the figures that it has uninterrupted."""
-    frame, expected = study_frame(study, root), study_frame(study, uncut)
+    frame, expected = StudyResults(study, root).frame, StudyResults(study, uncut).frame
     assert list(frame["status"]) == ["finished"] * 4
     assert list(frame["val/loss"]) == pytest.approx(list(expected["val/loss"]), abs=1e-6)
     assert len(written(root)) == 4
-    for rows in study_curves(study, root).values():
+    for rows in StudyResults(study, root).curves.values():
         steps = rows.dropna(subset=["train/loss"])["step"]
         assert list(steps) == list(range(1, 61))
 
@@ -154,4 +154,4 @@ def test_a_run_that_kills_its_worker_twice_has_failed(
     resources = Resources(workers=1, cache_dir=cache_dir)
     with pytest.raises(FailedRunsError, match="signal 9, 2 times on this run"):
         run_study(study, root, resources, console=Console(quiet=True))
-    assert list(study_frame(study, root)["status"]) == ["failed"]
+    assert list(StudyResults(study, root).frame["status"]) == ["failed"]

@@ -12,7 +12,7 @@ from tiny_studies import arm, study_of
 
 from muonlab.config import RunConfig, override
 from muonlab.study.engine import Resources, run_study
-from muonlab.study.frame import study_frame
+from muonlab.study.results import StudyResults
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_ray_makes_the_same_runs(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own
             run_study(study, tmp_path / name, resources, console=Console(quiet=True))
-        frames.append(study_frame(study, tmp_path / name))
+        frames.append(StudyResults(study, tmp_path / name).frame)
     ray, local = frames
     assert list(ray["status"]) == ["finished", "failed"]
     assert list(ray["val/loss"]) == pytest.approx(list(local["val/loss"]), abs=1e-6)

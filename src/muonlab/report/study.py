@@ -26,8 +26,8 @@ from muonlab.report.study_tables import (
 from muonlab.report.verdicts import verdict_table
 from muonlab.runs import RunDirectory, RunError
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
-from muonlab.study.frame import judge, measurement_frame, study_curves, study_frame, study_trials
 from muonlab.study.plan import read_record
+from muonlab.study.results import StudyResults, judge, measurement_frame
 
 
 def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
@@ -36,38 +36,31 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
     ``root`` holds the folders of the studies' runs. Runs that are missing, failed or damaged are
     shown as such: a report can be made at any time.
     """
-    verdicts = judge(experiment, root)
     record = read_record(experiment, root) or {}
     if isinstance(experiment, Measurement):
-        frame = measurement_frame(experiment, root)
+        verdicts, frame = judge(experiment, root), measurement_frame(experiment, root)
         report = measurement_report(experiment, frame, verdicts, record)
     else:
-        frame = study_frame(experiment, root)
-        curves, trials = study_curves(experiment, root), study_trials(experiment, root)
-        report = study_report(experiment, frame, curves, trials, verdicts, record)
+        results = StudyResults(experiment, root)
+        verdicts, frame = results.verdicts, results.frame
+        report = study_report(results, record)
     return write_report(report, directory, frame, verdicts)
 
 
-def study_report(
-    study: Study,
-    frame: pd.DataFrame,
-    curves: Mapping[str, pd.DataFrame],
-    trials: pd.DataFrame,
-    verdicts: list[Verdict],
-    record: Mapping[str, Any],
-) -> Report:
-    """The whole report as content. Inputs are as `muonlab.study.frame` makes them."""
+def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
+    """The whole report as content."""
+    study, frame, trials = results.study, results.frame, results.trials
     caption = circumstances(study, frame)
     labels = {arm.name: arm_label(arm) for arm in study.arms}
     series = [
         Series(arm=labels[arm], seed=int(seed), metrics=rows)
-        for rows in curves.values()
+        for rows in results.curves.values()
         for arm, seed in zip(rows["arm"][:1], rows["seed"][:1], strict=True)
     ]
     done = "finished" in set(frame["status"])
     arms = [arms_table(study, frame, caption), protocols_table(study, frame, caption)]
     sections = [
-        _verdicts(study, verdicts),
+        _verdicts(study, results.verdicts),
         Section(
             title="Arms",
             text=[] if done else ["No run has finished yet, so there is nothing to compare."],
@@ -93,7 +86,7 @@ def study_report(
     return Report(
         title=f"{study.name}, scale {study.scale}",
         introduction=study.question,
-        notices=[*_notices(study, frame), *_clock_notices(curves)],
+        notices=[*_notices(study, frame), *_clock_notices(results.curves)],
         sections=[section for section in sections if section.items or section.text],
     )
 

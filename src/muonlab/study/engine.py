@@ -12,7 +12,6 @@ from muonlab.runs import FailedRunError, write_whole
 from muonlab.study.board import Board
 from muonlab.study.executors import Executor, ExecutorName, open_executor
 from muonlab.study.experiment import Measurement, Study
-from muonlab.study.frame import judge
 from muonlab.study.plan import (
     ALL_DIVERGED,
     ROOT,
@@ -24,6 +23,7 @@ from muonlab.study.plan import (
     read_record,
 )
 from muonlab.study.record import ROWS, write_facts, write_record, write_verdicts
+from muonlab.study.results import judge
 from muonlab.study.worker import FAILURE, Options, Reply, record_failure
 from muonlab.train import InterruptedRun, stop_signals
 

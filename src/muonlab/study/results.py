@@ -1,0 +1,132 @@
+"""What a study's runs say, as numbers: for its verdicts and its report."""
+
+import math
+import statistics
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from muonlab.runs import RunDirectory, RunError
+from muonlab.study.experiment import Arm, Experiment, Measurement, Study, Verdict
+from muonlab.study.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
+from muonlab.study.record import ROWS
+
+
+class StudyResults:
+    """A study's runs below ``root``, read from disk when first asked for, each file once."""
+
+    def __init__(self, study: Study, root: Path) -> None:
+        self.study = study
+        self._plan = Plan(study, root)
+        self._rows: dict[Path, list[dict[str, Any]]] = {}
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a test run, whether it has been made or not.
+
+        Columns: arm, seed, protocol, status (finished, failed or missing), error, run (its
+        directory, "" if missing), the arm's labels, ``tuned/<field>``, every figure of the
+        summaries, and ``steady_seconds``: updates times the median update, which a machine that
+        was busy or paused for a while does not change. A run that diverged has failed with an
+        infinite ``val/loss``; any other failure has no figures.
+        """
+        rows = []
+        for arm in self.study.arms:
+            jobs = {job.config.seed: job for job in self._plan.tests(arm)}
+            rows += [self._row(arm, seed, jobs.get(seed)) for seed in self.study.seeds]
+        frame = pd.DataFrame(rows)
+        if "val/loss" not in frame:  # nothing has finished
+            frame["val/loss"] = math.nan
+        return frame
+
+    @cached_property
+    def verdicts(self) -> list[Verdict]:
+        """What the runs say of the study's claims."""
+        return self.study.judge(self.frame)
+
+    @cached_property
+    def curves(self) -> dict[str, pd.DataFrame]:
+        """The metrics of every test run that has begun: directory → one row a logged step."""
+        curves = {}
+        for arm in self.study.arms:
+            for job in self._plan.tests(arm):
+                outcome = self._plan.outcome(job)
+                path = outcome.path if outcome else job.path
+                if rows := self._metrics(path):
+                    curves[str(path)] = pd.DataFrame(rows).assign(
+                        arm=arm.name, seed=job.config.seed
+                    )
+        return curves
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Every tuning trial: arm, status, loss, run, ``tuned/<field>``, chosen (the best)."""
+        rows = []
+        for arm in self.study.arms:
+            if arm.search is None:
+                continue
+            state = self._plan.searches[arm.name]
+            for job, outcome in state.trials:
+                measured = outcome is not None and outcome.status != "error"
+                row: dict[str, Any] = {
+                    "arm": arm.name,
+                    "status": outcome.status if outcome else "missing",
+                    "loss": outcome.value(arm.search.measure) if outcome and measured else math.nan,
+                    "run": str(outcome.path) if outcome else "",
+                    "chosen": state.chosen is not None and dict(job.values) == dict(state.chosen),
+                }
+                rows.append(row | {f"tuned/{field}": value for field, value in job.values.items()})
+        return pd.DataFrame(rows)
+
+    def _row(self, arm: Arm, seed: int, job: Job | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"arm": arm.name, "seed": seed, "protocol": arm.protocol}
+        row |= {"status": "missing", "error": "", "run": ""} | dict(arm.labels)
+        tuned = self._plan.tuned(arm) or {}
+        row |= {f"tuned/{field}": value for field, value in tuned.items()}
+        source = self._plan.source(arm)
+        if source and _hopeless(self._plan.searches[source]):
+            row |= {"status": "failed", "error": ALL_DIVERGED, "val/loss": math.inf}
+        elif job and (outcome := self._plan.outcome(job)):
+            row |= self._ended(outcome)
+        return row
+
+    def _ended(self, outcome: Outcome) -> dict[str, Any]:
+        row = {"error": outcome.error, "run": str(outcome.path), **outcome.figures}
+        if outcome.status != "finished":
+            row["val/loss"] = math.nan if outcome.status == "error" else math.inf
+            return row | {"status": "failed"}
+        if not math.isfinite(row.get("val/loss", math.inf)):
+            row["val/loss"] = math.inf
+        rows = self._metrics(outcome.path)
+        steps = [row["train/step_seconds"] for row in rows if "train/step_seconds" in row]
+        row["steady_seconds"] = len(steps) * statistics.median(steps) if steps else math.nan
+        return row | {"status": "finished"}
+
+    def _metrics(self, path: Path) -> list[dict[str, Any]]:
+        """A run's rows; none if it is damaged: the engine sets it aside."""
+        if path not in self._rows:
+            try:
+                self._rows[path] = RunDirectory(path).metrics()
+            except RunError:
+                self._rows[path] = []
+        return self._rows[path]
+
+
+def _hopeless(search: SearchState) -> bool:
+    return search.complete and search.chosen is None
+
+
+def measurement_frame(measurement: Measurement, root: Path) -> pd.DataFrame:
+    """The rows of a measurement; empty if it has not been made."""
+    path = folder(measurement, root) / ROWS
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def judge(experiment: Experiment, root: Path) -> list[Verdict]:
+    """What is on disk says of the experiment's claims, as far as it does."""
+    if isinstance(experiment, Measurement):
+        frame = measurement_frame(experiment, root)
+        return experiment.judge(frame) if len(frame) else []
+    return StudyResults(experiment, root).verdicts
