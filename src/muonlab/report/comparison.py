@@ -26,7 +26,7 @@ from muonlab.report.curves import (
     curve_figures,
 )
 from muonlab.report.figures import write_png
-from muonlab.report.frames import Run, read_runs
+from muonlab.report.frames import Run, hardware, read_runs
 from muonlab.report.markdown import to_markdown
 from muonlab.report.page import to_html
 
@@ -252,14 +252,7 @@ def _circumstances(runs: Sequence[Run]) -> str:
         return "n = 0 runs."
     seeds = ", ".join(map(str, sorted({run.config.seed for run in runs})))
     facts = [f"n = {len(runs)} run{'s' * (len(runs) > 1)}, seed{'s' * (',' in seeds)} {seeds}"]
-    facts.append(" / ".join(sorted({_machine(run) for run in runs})))
+    facts.append(" / ".join(sorted({hardware(run.manifest) for run in runs})))
     data = sorted({str(run.manifest.get("data_hash", "unknown"))[:8] for run in runs})
     facts.append(f"Data {', '.join(data)}; evaluated on the validation split")
     return ". ".join(facts) + "."
-
-
-def _machine(run: Run) -> str:
-    machine = run.machine
-    name = machine.get("gpu") or machine.get("processor", "unknown machine")
-    dtype = run.manifest.get("dtype", run.config.train.dtype)
-    return f"{name}, {machine.get('threads', '?')} threads, {dtype}"

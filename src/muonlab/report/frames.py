@@ -1,7 +1,7 @@
 """A run's directory as numbers: tolerant of runs that were cut, clear about broken ones."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,15 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         except RunError as error:
             problems.append(str(error))
     return runs, problems
+
+
+def hardware(manifest: Mapping[str, Any]) -> str:
+    """What a run was made on, and its dtype, as a manifest tells it."""
+    machine = manifest.get("machine", {})
+    name = machine.get("gpu") or machine.get("processor", "unknown machine")
+    threads = machine.get("threads", "?")
+    unit = "thread" if threads == 1 else "threads"
+    return f"{name}, {threads} {unit}, {manifest.get('dtype', 'unknown dtype')}"
 
 
 def _frame(directory: RunDirectory) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import write_report
+from muonlab.report.frames import hardware
 from muonlab.report.study_tables import (
     PROTOCOLS,
     arm_label,
@@ -135,12 +136,9 @@ def circumstances(study: Study, frame: pd.DataFrame) -> str:
 
 def _machine(run: Path) -> list[str]:
     try:
-        manifest = RunDirectory(run).manifest()
+        return [hardware(RunDirectory(run).manifest())]
     except RunError:
         return []
-    machine = manifest.get("machine", {})
-    name = machine.get("gpu") or machine.get("processor", "unknown machine")
-    return [f"{name}, {machine.get('threads', '?')} threads, {manifest.get('dtype', '?')}"]
 
 
 def command(experiment: Experiment) -> str:
