@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("train_step", "optimizer", "attention", "decode")
+BENCHMARKS = ("train_step", "optimizer", "attention", "decode", "study")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 4 / 3)  # of AdamW's updates
 BASELINE = "adamw"
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     BASELINE: AdamWConfig(),
-    "adamw-groups": AdamWConfig(other_lr_ratio=0.3),
+    "adamw-groups": AdamWConfig(),  # embeddings and vectors at a rate of their own
     "muon": MuonConfig(),
     "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
 }
@@ -83,7 +83,7 @@ def compute(scale: Scale) -> Study:
                     name=_arm(name, budget),
                     labels={"optimizer": name, "budget": budget},
                     config=with_optimizer(config, optimizer),
-                    search=Search(space={LEARNING_RATE: RANGES[name]}) if budget == 1 else None,
+                    search=_search(name) if budget == 1 else None,
                     tuned_as=_arm(name, 1.0) if budget != 1 else None,
                 )
             )
@@ -107,12 +107,21 @@ def compute(scale: Scale) -> Study:
         ),
         notes=(
             "Each budget is a run of its own, annealed to zero. Learning rates are tuned at budget "
-            "1 with the same number of trials for every optimizer over equal log ranges; weight "
-            "decay, momentum and warm-up are the defaults of the recipes.",
+            "1 with six trials for every optimizer over equal log ranges, three more where the best "
+            "lies at an edge; weight decay, momentum and warm-up are the defaults of the recipes. "
+            "adamw-groups has a second value to find, the rate of embeddings and vectors relative "
+            "to that of matrices, and nine trials.",
             "The placebo orthogonalises to the same norm with a scrambled spectrum: its gains are "
             "not due to equal singular values.",
         ),
     )
+
+
+def _search(optimizer: str) -> Search:
+    space = {LEARNING_RATE: RANGES[optimizer]}
+    if optimizer != "adamw-groups":
+        return Search(space=space)
+    return Search(space=space | {"optimizer.other_lr_ratio": (0.3, 30.0)}, trials=9)
 
 
 def _arm(optimizer: str, budget: float) -> str:
