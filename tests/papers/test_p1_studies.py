@@ -53,7 +53,7 @@ def test_a_factorial_without_interaction_multiplies():
     perplexity, product = study.judge(frame_of(study, factorial_losses(0.05, 1)))
     assert perplexity.verdict == "direction only"
     assert product.verdict == "refuted"
-    assert "MoE × Muon +0.02" in product.ours  # half of it, as effects of a factorial are
+    assert "MoE × Muon +0.05" in product.ours
     perplexity, _ = study.judge(frame_of(study, factorial_losses(0.0, -1)))
     assert perplexity.verdict == "refuted"
 
@@ -90,6 +90,15 @@ def test_stability_counts_what_diverges_over_the_largest_rates(unstable, expecte
     assert f"muon {8 * unstable['muon']} of 56 unstable" in verdict.ours
 
 
+def test_a_run_that_ended_by_an_error_is_not_stable():
+    study = study_of("p1-stability")
+    frame = frame_of(study, lambda labels, config, seed: 3.0)
+    frame.loc[0, "val/loss"] = math.nan
+    (verdict,) = study.judge(frame)
+    assert verdict.verdict == "inconclusive"
+    assert "1 of 112 runs" in verdict.sentence
+
+
 def test_ending_above_a_guess_is_unstable_too():
     study = study_of("p1-stability")
     (verdict,) = study.judge(frame_of(study, lambda labels, config, seed: 6.3))  # log 512 is 6.24
@@ -123,6 +132,13 @@ def test_the_saving_of_tokens_is_judged_at_the_largest_batch(ratio, expected):
     (verdict,) = study.judge(frame_of(study, batch_losses(ratio)))
     assert verdict.verdict == expected
     assert 0.65 < float(re.findall(r"(\d+)% \[", verdict.ours)[-1]) / 100 < 0.75
+
+
+def test_a_saving_beyond_the_smallest_budget_has_no_trend():
+    study = study_of("p1-batch")
+    (verdict,) = study.judge(frame_of(study, batch_losses(lambda size: 0.1)))
+    assert verdict.verdict == "inconclusive"
+    assert "at most 25% [0%," in verdict.ours
 
 
 def test_batches_range_over_a_factor_of_32_at_equal_tokens():

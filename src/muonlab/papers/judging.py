@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from muonlab.study.experiment import Scale, Verdict
-from muonlab.study.statistics import Difference, paired_difference
+from muonlab.study.statistics import Difference, Numbers, paired_difference
 from muonlab.verdicts import VerdictName
 
 
@@ -24,10 +24,8 @@ class Pair:
 
 def values(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> pd.Series:
     """A measure of an arm's finished or diverged runs, by seed."""
-    chosen = (frame["arm"] == arm) & (frame["status"] != "missing")
-    return pd.Series(
-        frame.loc[chosen, measure].to_numpy(dtype=float), index=frame.loc[chosen, "seed"]
-    )
+    found = frame.loc[frame["arm"] == arm, ["seed", measure]].dropna()
+    return pd.Series(found[measure].to_numpy(dtype=float), index=found["seed"])
 
 
 def mean(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> float:
@@ -35,21 +33,23 @@ def mean(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> float:
     return float(found.mean()) if len(found) else math.nan
 
 
-def compare(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> Difference:
-    """``arm`` minus ``baseline`` over the seeds that both have."""
+def paired_values(
+    frame: pd.DataFrame, pair: Pair, measure: str = "val/loss"
+) -> tuple[Numbers, Numbers]:
+    """Of ``arm`` and of ``baseline``, a value for every seed that both have."""
     arm, baseline = (values(frame, name, measure) for name in (pair.arm, pair.baseline))
     seeds = sorted(set(arm.index) & set(baseline.index))
-    return paired_difference(arm.loc[seeds].to_numpy(), baseline.loc[seeds].to_numpy())
+    return arm.loc[seeds].to_numpy(), baseline.loc[seeds].to_numpy()
 
 
-def relative(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> float:
-    """The mean of ``arm`` relative to that of ``baseline``, less 1."""
-    return mean(frame, pair.arm, measure) / mean(frame, pair.baseline, measure) - 1
+def compare(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> Difference:
+    """``arm`` minus ``baseline`` over the seeds that both have."""
+    return paired_difference(*paired_values(frame, pair, measure))
 
 
 def complete_seeds(frame: pd.DataFrame) -> list[int]:
-    """The seeds that have all their runs."""
-    cut = set(frame.loc[frame["status"] == "missing", "seed"])
+    """The seeds of which every run has finished or diverged; an error is neither."""
+    cut = set(frame.loc[frame["val/loss"].isna(), "seed"])
     return [seed for seed in frame["seed"].unique() if seed not in cut]
 
 
@@ -58,11 +58,14 @@ def judge_interval(
 ) -> VerdictName:
     """Of a 95 % interval that the paper claims to lie in ``claimed``, below ``nothing``.
 
-    Below it: reproduced where the two intervals meet, else direction only. Refuted where it lies
-    above; inconclusive where it holds ``nothing``, or is none.
+    Below it: reproduced where the two intervals meet and ours leaves out effects of less than half
+    the claimed one, else direction only. Refuted where it lies above; inconclusive where it holds
+    ``nothing``, or is none.
     """
     if high < nothing:
-        return "reproduced" if low <= claimed[1] and high >= claimed[0] else "direction only"
+        meets = low <= claimed[1] and high >= claimed[0]
+        precise = nothing - high >= (nothing - sum(claimed) / 2) / 2
+        return "reproduced" if meets and precise else "direction only"
     return "refuted" if low > nothing else "inconclusive"
 
 
@@ -80,58 +83,71 @@ def judge_difference(
     """Whether ``arm`` is lower by about the relative amount ``paper`` (negative: lower).
 
     Inconclusive with less than two pairs under either protocol, or where the published protocol's
-    95 % interval holds 0. Refuted where the published protocol shows the opposite. An artefact of
-    the protocol where the published one shows the effect and the honest one's interval holds 0 or
-    lies on the other side. Otherwise reproduced if the published protocol's effect is within a
-    factor of two of the paper's, and direction only if not.
+    95 % interval holds 0. Refuted where the published protocol shows the opposite. Where the
+    published one shows the effect and the honest one's interval does not, an artefact of the
+    protocol if that interval leaves out half of the paper's effect too, else inconclusive.
+    Otherwise reproduced if the published protocol's effect is within a factor of two of the
+    paper's, and direction only if not.
     """
-    found = {name: compare(frame, pair, measure) for name, pair in (_pairs(published, honest))}
+    both = [_Compared(*paired_values(frame, pair, measure)) for pair in (published, honest)]
     text = "; ".join(
-        _sentence(name, pair, found[name], frame, measure)
-        for name, pair in _pairs(published, honest)
+        f"{name}{found.sentence()}"
+        for name, found in zip(("as published", "honest"), both, strict=True)
     )
-    size = relative(frame, published, measure)
-    verdict = _verdict(found["as published"], found["honest"], size, paper)
+    verdict = _verdict(both[0], both[1], paper)
     return Verdict(
         claim=claim,
         verdict=verdict,
         sentence=f"{what[0].upper()}{what[1:]}, at {scale} scale: {text}.",
         paper=f"{paper:+.1%}",
-        ours=f"as published {size:+.1%}, honest {relative(frame, honest, measure):+.1%}",
+        ours=f"as published {both[0].size:+.1%}, honest {both[1].size:+.1%}",
     )
 
 
-def _pairs(published: Pair, honest: Pair) -> tuple[tuple[str, Pair], tuple[str, Pair]]:
-    return ("as published", published), ("honest", honest)
+class _Compared:
+    """Two arms over the seeds that both have: their means, their difference, its relative size."""
+
+    def __init__(self, arm: Numbers, baseline: Numbers) -> None:
+        self.difference = paired_difference(arm, baseline)
+        both = len(arm) > 0
+        self.arm = float(arm.mean()) if both else math.nan
+        self.baseline = float(baseline.mean()) if both else math.nan
+        self.size = self.arm / self.baseline - 1
+
+    def sentence(self) -> str:
+        found = self.difference
+        if found.num_pairs == 0:
+            return ": no pair of finished runs yet"
+        text = f", {self.arm:.4f} against {self.baseline:.4f}, difference {found.mean:+.4f}"
+        if math.isnan(found.low):
+            return f"{text} (n = {found.num_pairs}, no interval)"
+        return f"{text} [{found.low:+.4f}, {found.high:+.4f}] (n = {found.num_pairs} pairs)"
 
 
-def _verdict(published: Difference, honest: Difference, size: float, paper: float) -> VerdictName:
-    if min(published.num_pairs, honest.num_pairs) < 2:
+def _verdict(published: _Compared, honest: _Compared, paper: float) -> VerdictName:
+    if min(published.difference.num_pairs, honest.difference.num_pairs) < 2:
         return "inconclusive"
     side = math.copysign(1, paper)
-    if excludes_zero(published) != side:
-        return "inconclusive" if excludes_zero(published) == 0 else "refuted"
-    if excludes_zero(honest) != side:
+    shown = excludes_zero(published.difference)
+    if shown != side:
+        return "inconclusive" if shown == 0 else "refuted"
+    held = excludes_zero(honest.difference)
+    if held == side:
+        return "reproduced" if 0.5 <= published.size / paper <= 2 else "direction only"
+    strongest = honest.difference.low if side < 0 else honest.difference.high
+    if held == -side or side * strongest < abs(paper) / 2 * honest.baseline:
         return "artefact of the protocol"
-    return "reproduced" if 0.5 <= size / paper <= 2 else "direction only"
+    return "inconclusive"
 
 
 def excludes_zero(difference: Difference) -> int:
-    """−1 or 1 where the interval (or a divergence) lies on that side of 0, else 0."""
+    """−1 or 1 where the interval lies on that side of 0, else 0.
+
+    With divergences there is no interval: where all pairs diverged on one side, or by Wilcoxon's p.
+    """
     if math.isinf(difference.mean):
-        return 1 if difference.mean > 0 else -1
+        surely = difference.num_diverged == difference.num_pairs > 1 or difference.p < 0.05
+        return (1 if difference.mean > 0 else -1) if surely else 0
     if difference.high < 0:
         return -1
     return 1 if difference.low > 0 else 0
-
-
-def _sentence(name: str, pair: Pair, found: Difference, frame: pd.DataFrame, measure: str) -> str:
-    if found.num_pairs == 0:
-        return f"{name}: no pair of finished runs yet"
-    text = (
-        f"{name}, {mean(frame, pair.arm, measure):.4f} against "
-        f"{mean(frame, pair.baseline, measure):.4f}, difference {found.mean:+.4f}"
-    )
-    if math.isnan(found.low):
-        return f"{text} (n = {found.num_pairs}, no interval)"
-    return f"{text} [{found.low:+.4f}, {found.high:+.4f}] (n = {found.num_pairs} pairs)"

@@ -10,7 +10,7 @@ import pandas as pd
 from muonlab.config import OptimizerConfig, RunConfig
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers import scales
-from muonlab.papers.judging import complete_seeds, judge_interval
+from muonlab.papers.judging import complete_seeds, judge_interval, mean
 from muonlab.papers.scales import LEARNING_RATE, with_optimizer, with_updates
 from muonlab.recipes import p1_125m, small
 from muonlab.study.cost import model_flops
@@ -33,6 +33,7 @@ RANGES = {
     "muon": MUON_RANGE,
     "placebo": MUON_RANGE,
 }
+ADAMWS = (BASELINE, "adamw-groups")
 CONTENDERS = (BASELINE, "muon")  # of the studies that ask for no more
 CLAIMED = (0.48, 0.52)
 
@@ -107,8 +108,8 @@ def compute(scale: Scale) -> Study:
         ),
         notes=(
             "Each budget is a run of its own, annealed to zero. Learning rates are tuned at budget "
-            "1 with six trials for every optimizer over equal log ranges, three more where the best "
-            "lies at an edge; weight decay, momentum and warm-up are the defaults of the recipes. "
+            "1 with six trials for every optimizer over equal log ranges, three more where the "
+            "best lies at an edge; weight decay, momentum and warm-up are the recipes' defaults. "
             "adamw-groups has a second value to find, the rate of embeddings and vectors relative "
             "to that of matrices, and nine trials.",
             "The placebo orthogonalises to the same norm with a scrambled spectrum: its gains are "
@@ -131,6 +132,7 @@ def _arm(optimizer: str, budget: float) -> str:
 def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: Scale) -> Verdict:
     """From the cost in FLOPs, the optimizer's own included, by the fitted power law.
 
+    The baseline is the AdamW of the lower mean loss at budget 1: a claim over a weak one is none.
     The 95 % interval of the ratio is judged against the claimed one; a miss counts as infinite.
     """
     complete = complete_seeds(frame)
@@ -141,24 +143,30 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
             sentence=f"At {scale} scale, {len(complete)} seeds have all their runs; 2 are needed.",
         )
     chosen = frame.loc[frame["seed"].isin(complete), :]
+    baseline = min(ADAMWS, key=lambda name: mean(chosen, _arm(name, 1.0)))
     flops = {name: _budgets(chosen, name, _flops(configs, name)) for name in OPTIMIZERS}
-    ratios = {name: _ratio(flops[name], flops[BASELINE]) for name in OPTIMIZERS if name != BASELINE}
+    ratios = {
+        name: _ratio(found, flops[baseline]) for name, found in flops.items() if name != baseline
+    }
     muon = ratios["muon"]
-    seconds = {name: _budgets(chosen, name, _seconds(chosen, name)) for name in ("muon", BASELINE)}
-    updates = {name: _budgets(chosen, name, _updates(configs, name)) for name in ("muon", BASELINE)}
+    interpolated = _ratio(flops["muon"], flops[baseline], "interpolation")
+    updates = {name: _budgets(chosen, name, _updates(configs, name)) for name in ("muon", baseline)}
+    seconds = {name: _seconds(chosen, name) for name in ("muon", baseline)}
+    time = "unknown"
+    if all(np.isfinite(costs).all() for costs in seconds.values()):
+        timed = {name: _budgets(chosen, name, costs) for name, costs in seconds.items()}
+        time = percent_of(_ratio(timed["muon"], timed[baseline]))
     others = "; ".join(
         f"{name} {percent_of(ratio)}" for name, ratio in ratios.items() if name != "muon"
     )
-    interpolated = _ratio(flops["muon"], flops[BASELINE], "interpolation")
     return Verdict(
         claim="P1-compute",
         verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED),
-        sentence=f"To reach AdamW's loss of {muon.target:.3f} nats at {scale} scale, Muon takes "
-        f"{percent_of(muon)} of AdamW's FLOPs, its own included (by interpolation "
-        f"{percent_of(interpolated)}), "
-        f"{percent_of(_ratio(updates['muon'], updates[BASELINE]))} of its tokens and "
-        f"{percent_of(_ratio(seconds['muon'], seconds[BASELINE]))} of its time; {others} of "
-        f"its FLOPs (n = {len(complete)} seeds).",
+        sentence=f"To reach the loss of {baseline}, the better AdamW, {muon.target:.3f} nats at "
+        f"{scale} scale, Muon takes {percent_of(muon)} of its FLOPs, the optimizer's included (by "
+        f"interpolation {percent_of(interpolated)}), "
+        f"{percent_of(_ratio(updates['muon'], updates[baseline]))} of its tokens and {time} of its "
+        f"time; {others} of its FLOPs (n = {len(complete)} seeds).",
         paper="48 to 52 % of the compute",
         ours=f"{percent_of(muon)} of the FLOPs",
     )
@@ -184,7 +192,10 @@ def _flops(configs: dict[str, RunConfig], optimizer: str) -> list[float]:
 
 
 def _seconds(frame: pd.DataFrame, optimizer: str) -> list[float]:
-    """Training time of each budget, the median over seeds; rising even where noise is larger."""
+    """Training time of each budget, the median over seeds; rising even where noise is larger.
+
+    NaN where no run of a budget has finished.
+    """
     rows = frame.loc[frame["optimizer"] == optimizer, :]
     medians = rows.groupby("budget")["steady_seconds"].median().to_numpy(dtype=float)
     return list(np.maximum.accumulate(medians) * (1 + 1e-9 * np.arange(len(medians))))
@@ -201,4 +212,11 @@ def percent_of(ratio: CostRatio) -> str:
     def percent(value: float) -> str:
         return "more than was tried" if math.isinf(value) else f"{value:.0%}"
 
+    if math.isnan(ratio.ratio):
+        return "an unknown share (runs diverged)"
+    if math.isnan(ratio.low):
+        misses = f"; {ratio.num_misses} of {ratio.num_seeds} jackknife samples miss"
+        return f"{percent(ratio.ratio)} [no interval{misses if ratio.num_misses else ''}]"
+    if ratio.at_most:
+        return f"at most {percent(ratio.ratio)} [0%, {percent(ratio.high)}]"
     return f"{percent(ratio.ratio)} [{percent(ratio.low)}, {percent(ratio.high)}]"

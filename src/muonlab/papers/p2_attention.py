@@ -154,12 +154,13 @@ def leak(scale: Scale) -> Study:
     )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
+        """An artefact where the leaky loss is surely lower, else inconclusive."""
         found = compare(frame, Pair(arm="leaky", baseline="documents"))
         leaky, held_out = mean(frame, "leaky"), mean(frame, "documents")
         if found.num_pairs < 2:
             verdict, sentence = "inconclusive", f"At {scale} scale, less than two pairs have run."
         else:
-            verdict = "artefact of the protocol" if excludes_zero(found) < 0 else "refuted"
+            verdict = "artefact of the protocol" if excludes_zero(found) < 0 else "inconclusive"
             sentence = (
                 f"At {scale} scale the same training reports {leaky:.3f} nats on windows that "
                 f"overlap its training text and {held_out:.3f} on documents that it has not seen: "

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.optimize import least_squares
 
 Numbers = NDArray[np.float64]
@@ -34,7 +35,7 @@ class Budgets:
             raise ValueError(
                 f"losses are {self.losses.shape}; they must be (seeds, {len(self.costs)} budgets)"
             )
-        if (self.costs <= 0).any() or (np.diff(self.costs) <= 0).any():
+        if not ((self.costs > 0).all() and (np.diff(self.costs) > 0).all()):
             raise ValueError(f"costs are {self.costs.tolist()}; they must be positive and rising")
 
     def mean(self, seeds: ArrayLike) -> Numbers:
@@ -59,33 +60,35 @@ class PowerLaw:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostRatio:
-    """Cost of an arm over the baseline's at one loss, with its bootstrap interval over seeds.
+    """Cost of an arm over the baseline's at one loss, with its t interval over seeds.
 
-    ∞ is a miss. ``num_misses`` of ``num_resamples`` resamples missed.
+    ∞ is a miss. NaN: the baseline diverged, or a fit would rest on diverged runs; as an interval,
+    one seed or misses without some. ``at_most``: the arm's smallest budget reaches the target, with
+    all seeds or without one, so the ratio is no more than it says and ``low`` is 0.
+    ``num_misses``: how many of the ``num_seeds`` leave a miss when they are left out.
     """
 
     target: float
     ratio: float
     low: float
     high: float
+    at_most: bool
     num_misses: int
-    num_resamples: int
+    num_seeds: int
 
 
 def fit_power_laws(curves: Mapping[str, tuple[Numbers, Numbers]]) -> dict[str, PowerLaw]:
     """Fit every arm's (costs, losses) with one floor for all, by least squares on the losses.
 
-    Losses that are not finite are left out of the fit. Raises ValueError for less than three
-    others in an arm.
+    Raises ValueError for less than three losses in an arm, or one that is not finite.
     """
-    kept = {}
-    for name, (costs, losses) in curves.items():
-        finite = np.isfinite(losses)
-        if finite.sum() < 3:
-            raise ValueError(f"{name} has {finite.sum()} finite losses; a power law needs 3")
-        kept[name] = costs[finite], losses[finite]
-    unit = math.exp(np.mean([np.log(costs).mean() for costs, _ in kept.values()]))
-    lowest = min(losses.min() for _, losses in kept.values())
+    for name, (_, losses) in curves.items():
+        if (finite := int(np.isfinite(losses).sum())) < max(len(losses), 3):
+            raise ValueError(
+                f"{name} has {finite} finite losses of {len(losses)}; a power law needs all, and 3"
+            )
+    unit = math.exp(np.mean([np.log(costs).mean() for costs, _ in curves.values()]))
+    lowest = min(losses.min() for _, losses in curves.values())
 
     def residuals(point: Numbers) -> Numbers:
         # floor = lowest · sigmoid; scale and exponent are positive: all by their logarithms
@@ -94,7 +97,7 @@ def fit_power_laws(curves: Mapping[str, tuple[Numbers, Numbers]]) -> dict[str, P
             [
                 floor + np.exp(log_scale - np.exp(log_exponent) * np.log(costs / unit)) - losses
                 for (costs, losses), log_scale, log_exponent in zip(
-                    kept.values(), point[1::2], point[2::2], strict=True
+                    curves.values(), point[1::2], point[2::2], strict=True
                 )
             ]
         )
@@ -102,15 +105,15 @@ def fit_power_laws(curves: Mapping[str, tuple[Numbers, Numbers]]) -> dict[str, P
     solutions = []
     for share in (0.5, 0.8, 0.95):  # where the floor starts, of the lowest loss
         start = [math.log(share / (1 - share))]
-        for costs, losses in kept.values():
+        for costs, losses in curves.values():
             slope, height = np.polyfit(np.log(costs / unit), np.log(losses - share * lowest), 1)
             start += [height, math.log(max(-slope, 0.05))]
-        bounds = (-12.0, *[-20.0, -6.0] * len(kept)), (12.0, *[20.0, 3.0] * len(kept))
+        bounds = (-12.0, *[-20.0, -6.0] * len(curves)), (12.0, *[20.0, 3.0] * len(curves))
         solutions.append(least_squares(residuals, np.clip(start, *bounds), bounds=bounds))
     found = min(solutions, key=lambda solution: solution.cost).x
     floor = lowest / (1 + math.exp(-found[0]))
     laws = {}
-    for name, log_scale, log_exponent in zip(kept, found[1::2], found[2::2], strict=True):
+    for name, log_scale, log_exponent in zip(curves, found[1::2], found[2::2], strict=True):
         exponent = math.exp(log_exponent)
         scale = math.exp(log_scale) * unit**exponent
         laws[name] = PowerLaw(floor=float(floor), scale=scale, exponent=exponent)
@@ -139,14 +142,13 @@ def cost_ratio(
     *,
     reference: float,
     method: Method = "fit",
-    seed: int = 0,
-    num_resamples: int = 999,
     confidence: float = 0.95,
 ) -> CostRatio:
     """Cost of ``arm`` over that of ``baseline`` at the baseline's loss at the cost ``reference``.
 
-    Seeds are resampled in pairs, and the target with them. Raises ValueError for a reference that
-    is none of the baseline's costs, or unequal numbers of seeds. One seed has no interval (NaN).
+    The interval is the jackknife's: t of the log ratios that are left when each seed, in both arms
+    and in the target, is left out. Source: Miller 1974. Raises ValueError for a reference that is
+    none of the baseline's costs, or unequal numbers of seeds.
     """
     at = np.flatnonzero(np.isclose(baseline.costs, reference))
     if not len(at):
@@ -154,56 +156,59 @@ def cost_ratio(
     num_seeds = len(baseline.losses)
     if len(arm.losses) != num_seeds:
         raise ValueError(f"{len(arm.losses)} seeds cannot be paired with {num_seeds}")
-    known: dict[tuple[int, ...], float] = {}  # few seeds have few distinct resamples
-
-    def ratio(seeds: tuple[int, ...]) -> float:
-        if seeds not in known:
-            target = float(baseline.mean(seeds)[at[0]])
-            known[seeds] = _ratio(arm, baseline, seeds, target, method)
-        return known[seeds]
-
-    everyone = tuple(range(num_seeds))
+    everyone = list(range(num_seeds))
     target = float(baseline.mean(everyone)[at[0]])
-    if num_seeds < 2:
-        value = ratio(everyone)
-        return CostRatio(
-            target=target,
-            ratio=value,
-            low=math.nan,
-            high=math.nan,
-            num_misses=int(math.isinf(value)),
-            num_resamples=0,
-        )
-    draws = np.random.default_rng(seed).integers(num_seeds, size=(num_resamples, num_seeds))
-    ratios = np.array([ratio(tuple(sorted(draw))) for draw in draws.tolist()])
-    tail = (1 - confidence) / 2
-    # Of the values themselves, not between them: a miss must not make its neighbours infinite.
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
+    whole = _ratio(arm, baseline, everyone, int(at[0]), method)
+    found = [whole]
+    if num_seeds > 1:
+        found = [
+            _ratio(
+                arm, baseline, [other for other in everyone if other != seed], int(at[0]), method
+            )
+            for seed in everyone
+        ]
+    ratios = np.array([ratio for ratio, _ in found])
+    at_most = any(bound for _, bound in [whole, *found])
+    low, high = _jackknife(whole[0], ratios, confidence)
     return CostRatio(
         target=target,
-        ratio=ratio(everyone),
-        low=float(low),
-        high=float(high),
+        ratio=whole[0],
+        low=0.0 if at_most and not math.isnan(low) else low,
+        high=high,
+        at_most=at_most,
         num_misses=int(np.isinf(ratios).sum()),
-        num_resamples=num_resamples,
+        num_seeds=num_seeds,
     )
 
 
+def _jackknife(whole: float, without_one: Numbers, confidence: float) -> tuple[float, float]:
+    count = len(without_one)
+    if math.isinf(whole) and np.isinf(without_one).all() and count > 1:
+        return math.inf, math.inf
+    if count < 2 or not np.isfinite([whole, *without_one]).all():
+        return math.nan, math.nan
+    logs = np.log(without_one)
+    error = math.sqrt((count - 1) / count * ((logs - logs.mean()) ** 2).sum())
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
+    return whole * math.exp(-half), whole * math.exp(half)
+
+
 def _ratio(
-    arm: Budgets, baseline: Budgets, seeds: tuple[int, ...], target: float, method: Method
-) -> float:
-    """∞ where the arm misses the target, or the baseline diverged and there is none."""
-    if not math.isfinite(target):
-        return math.inf
+    arm: Budgets, baseline: Budgets, seeds: list[int], at: int, method: Method
+) -> tuple[float, bool]:
+    """The ratio of costs, and whether it is only known to be at most that."""
     losses, reference = arm.mean(seeds), baseline.mean(seeds)
+    target = float(reference[at])
+    if not math.isfinite(target):
+        return math.nan, False
     if method == "interpolation":
-        return interpolated_cost(arm.costs, losses, target) / interpolated_cost(
-            baseline.costs, reference, target
-        )
-    if np.isfinite(losses).sum() < 3:
-        return math.inf
-    laws = fit_power_laws({"arm": (arm.costs, losses), "baseline": (baseline.costs, reference)})
-    cost = laws["arm"].cost(target)
+        cost = interpolated_cost(arm.costs, losses, target)
+        whole = interpolated_cost(baseline.costs, reference, target)
+    else:
+        if not np.isfinite([*losses, *reference]).all():
+            return math.nan, False
+        laws = fit_power_laws({"arm": (arm.costs, losses), "baseline": (baseline.costs, reference)})
+        cost, whole = laws["arm"].cost(target), laws["baseline"].cost(target)
     if cost > arm.costs[-1]:
-        return math.inf
-    return cost / laws["baseline"].cost(target)
+        return math.inf, False
+    return max(cost, arm.costs[0]) / whole, bool(cost <= arm.costs[0])
