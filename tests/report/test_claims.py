@@ -50,6 +50,7 @@ def test_a_conclusive_verdict_then_the_larger_scale_then_own_runs(tmp_path: Path
     assert (chosen.verdict, chosen.directory) == ("refuted", "p2-leak.small")
     put(tmp_path / "studies" / "p2-leak.paper", "inconclusive")
     assert entries(tmp_path)[0].verdict == "refuted"
+    assert "Inconclusive in larger runs: " in entries(tmp_path)[0].sentence
 
 
 def test_the_runs_behind_a_verdict_are_counted(tmp_path: Path) -> None:
@@ -57,8 +58,10 @@ def test_the_runs_behind_a_verdict_are_counted(tmp_path: Path) -> None:
     put(folder, "reproduced", ours="3.4")
     record = {"arms": {"a": {"runs": {"0": "x", "1": "y"}}, "b": {"runs": {"0": "z"}}}}
     (folder / "study.json").write_text(json.dumps(record))
+    (tmp_path / "studies" / "y").mkdir()
+    (tmp_path / "studies" / "y" / "summary.json").write_text("{}")
     (entry,) = entries(tmp_path)
-    assert entry.source == f"{folder} (3 runs)"
+    assert entry.source == f"{folder} (1 of 3 runs)"
     assert entry.ours == "3.4"
 
 

@@ -1,5 +1,6 @@
 """A study's report: verdict first, both intervals, what is missing said, never a crash."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from muonlab.cli import run
+from muonlab.config import override
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
@@ -16,7 +18,7 @@ from muonlab.study.results import StudyResults
 from muonlab.study.statistics import holm, paired_difference
 
 from .browser import CHROMIUM, browser
-from .invented_studies import RATE, invented_study, make_runs
+from .invented_studies import RATE, SEARCH, invented_study, make_runs
 
 
 def report_of(study: Study, root: Path) -> Report:
@@ -110,6 +112,51 @@ def test_every_file_is_written_and_says_how_it_was_made(whole: Path, tmp_path: P
     assert list(rows["status"]) == ["finished"] * 12
     (verdict,) = json.loads((tmp_path / "out" / "verdicts.json").read_text())
     assert verdict["verdict"] == "reproduced"
+
+
+def test_what_does_not_compare_is_said(whole: Path, tmp_path: Path) -> None:
+    study = invented_study()
+    make_runs(study, tmp_path)
+    runs = {job.label: job.path for job in Plan(study, tmp_path).jobs}
+    slow = runs["adamw seed 1"] / "metrics.jsonl"
+    seconds = '"train/step_seconds": '
+    slow.write_text(slow.read_text().replace(f"{seconds}0.25", f"{seconds}1"))
+    other = runs["muon seed 0"] / "manifest.json"
+    manifest = json.loads(other.read_text())
+    manifest |= {"data_hash": "0" * 16, "git": {"sha": "1" * 40, "dirty": True}}
+    other.write_text(json.dumps(manifest))
+    notices = report_of(study, tmp_path).notices
+    assert any("differ by up to 4.0×" in notice for notice in notices)
+    assert "Runs of the same data settings were made on different data." in notices
+    assert not any("different data" in notice for notice in report_of(study, whole).notices)
+    made = next(s for s in report_of(study, tmp_path).sections if s.title == "How it was made")
+    assert "Code of the runs: 000000000000 (11), 111111111111 with local changes (1)" in made.text
+
+
+def test_a_best_value_at_an_edge_is_said(tmp_path: Path) -> None:
+    study = invented_study()
+    arms = [
+        dataclasses.replace(arm, search=dataclasses.replace(SEARCH, space={RATE: (1e-5, 1e-4)}))
+        if arm.search
+        else arm
+        for arm in study.arms
+    ]
+    study = dataclasses.replace(study, arms=tuple(arms))
+    make_runs(study, tmp_path)
+    at_edge = [notice for notice in report_of(study, tmp_path).notices if "at an edge" in notice]
+    assert len(at_edge) == 2
+    assert "optimizer.lr at its high end" in at_edge[0]
+
+
+def test_the_best_of_runs_that_do_not_compare_does_not_stand_out(tmp_path: Path) -> None:
+    study = invented_study()
+    arms = list(study.arms)
+    arms[0] = dataclasses.replace(arms[0], config=override(arms[0].config, ["train.steps=70"]))
+    longer = dataclasses.replace(study, arms=tuple(arms))
+    make_runs(longer, tmp_path)
+    items = report_of(longer, tmp_path).sections[1].items
+    table = next(item for item in items if isinstance(item, Table) and item.name == "arms")
+    assert not any(cell.best for row in table.rows() for cell in row)
 
 
 def test_no_runs_at_all(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,7 +41,8 @@ def ledger(studies: Path, results: Path = RESULTS, theory: Path = THEORY) -> lis
     """Every claim's rows: what runs below ``studies`` and ``theory`` say, else committed results.
 
     A conclusive verdict goes before an inconclusive one, then the larger scale, then own runs
-    before committed results. A damaged file is a row that says so.
+    before committed results; larger runs that are inconclusive are named. A damaged file is a row
+    that says so.
     """
     return [entry for claim in CLAIMS for entry in _entries(claim, studies, results, theory)]
 
@@ -117,7 +118,10 @@ def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[E
                 conclusive = any(e.verdict not in (None, "inconclusive") for e in entries)
                 found.append(((conclusive, rank, own), entries))
     if found:
-        return max(found, key=lambda item: item[0])[1]
+        (_, rank, _), chosen = max(found, key=lambda item: item[0])
+        larger = [entries[0].source for (_, other, _), entries in found if other > rank]
+        said = f" Inconclusive in larger runs: {', '.join(larger)}." if larger else ""
+        return [replace(entry, sentence=f"{entry.sentence}{said}") for entry in chosen]
     return [Entry(claim=claim, verdict=None, sentence=_missing(claim))]
 
 
@@ -161,11 +165,12 @@ def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
 
 
 def _source(folder: Path) -> str:
-    """The folder, with its number of runs where it says one."""
+    """The folder, with its number of finished runs where it lists them."""
     try:
         record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        runs = [run for arm in record["arms"].values() for run in arm["runs"]]
-        return f"{folder} ({len(runs)} runs)"
+        runs = [run for arm in record["arms"].values() for run in arm["runs"].values()]
+        finished = sum((folder.parent / run / "summary.json").exists() for run in runs)
+        return f"{folder} ({finished} of {len(runs)} runs)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return str(folder)
 

@@ -25,10 +25,15 @@ from muonlab.report.study_tables import (
     value_figures,
 )
 from muonlab.report.verdicts import verdict_table
-from muonlab.runs import RunDirectory, RunError
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import read_record
 from muonlab.study.results import StudyResults, judge, measurement_frame
+
+TIMES_APART = 1.2
+VALIDATION = (
+    "Losses are of the validation split. Where values were tuned, they were chosen on it too, with "
+    "another seed; no study reads a test split."
+)
 
 
 def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
@@ -51,7 +56,7 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
 def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
     """The whole report as content."""
     study, frame, trials = results.study, results.frame, results.trials
-    caption = circumstances(study, frame)
+    caption = circumstances(results)
     labels = {arm.name: arm_label(arm) for arm in study.arms}
     series = [
         Series(arm=labels[arm], seed=int(seed), metrics=rows)
@@ -82,12 +87,15 @@ def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
         ),
         Section(title="Curves", items=curve_figures(series, CURVES, caption, with_seconds=True)),
         Section(title="Runs", items=[runs_table(study, frame, caption)]),
-        Section(title="How it was made", text=[*study.notes, *_origin(study, record)]),
+        Section(
+            title="How it was made",
+            text=[*study.notes, VALIDATION, *_origin(study, record), *_makings(results)],
+        ),
     ]
     return Report(
         title=f"{study.name}, scale {study.scale}",
         introduction=study.question,
-        notices=[*_notices(study, frame), *_clock_notices(results.curves)],
+        notices=[*_notices(study, frame), *_doubts(results), *_clock_notices(results.curves)],
         sections=[section for section in sections if section.items or section.text],
     )
 
@@ -122,23 +130,17 @@ def measurement_report(
     )
 
 
-def circumstances(study: Study, frame: pd.DataFrame) -> str:
+def circumstances(results: StudyResults) -> str:
     """Seeds, n, hardware and protocol, in one sentence each."""
-    finished = frame[frame["status"] == "finished"]
+    study, frame = results.study, results.frame
+    finished = list(frame["status"]).count("finished")
     seeds = ", ".join(map(str, study.seeds))
     protocols = " and ".join(PROTOCOLS[name] for name in sorted({a.protocol for a in study.arms}))
-    machines = sorted({machine for path in finished["run"] for machine in _machine(Path(path))})
+    machines = sorted({hardware(manifest) for manifest in results.manifests.values()})
     return (
-        f"n = {len(finished)} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
+        f"n = {finished} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
         f"{' / '.join(machines) or 'No machine yet'}."
     )
-
-
-def _machine(run: Path) -> list[str]:
-    try:
-        return [hardware(RunDirectory(run).manifest())]
-    except RunError:
-        return []
 
 
 def command(experiment: Experiment) -> str:
@@ -177,6 +179,32 @@ def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
     ]
 
 
+def _doubts(results: StudyResults) -> list[str]:
+    """What a reader could take these runs for, and should not."""
+    frame = results.frame
+    apart = 1.0
+    for arm in results.study.arms:
+        times = frame.loc[frame["arm"] == arm.name, "steady_seconds"].dropna().tolist()
+        apart = max(apart, max(times) / min(times)) if times else apart
+    notices = []
+    if apart > TIMES_APART:
+        notices.append(
+            f"Training times of an arm's seeds differ by up to {apart:.1f}×: the machine had other "
+            "work, so times do not compare. Losses do not depend on it."
+        )
+    for arm, sides in results.edges.items():
+        places = ", ".join(f"{field} at its {side} end" for field, side in sides.items())
+        notices.append(f"{arm}: the best trial of its search is at an edge ({places})")
+    hashes: dict[str, set[str]] = {}
+    for row in frame.to_dict("records"):
+        if manifest := results.manifests.get(row["run"]):
+            data = results.study.arm(row["arm"]).config.data.cache_key()
+            hashes.setdefault(data, set()).add(str(manifest.get("data_hash", "unknown")))
+    if any(len(found) > 1 for found in hashes.values()):
+        notices.append("Runs of the same data settings were made on different data.")
+    return notices
+
+
 def _clock_notices(curves: Mapping[str, pd.DataFrame]) -> list[str]:
     return [
         f"{Path(path).name}: its clock went backwards, so it is not drawn against seconds"
@@ -190,12 +218,28 @@ def _origin(experiment: Experiment, record: Mapping[str, Any]) -> list[str]:
     lines = [f"Command: {command(experiment)}"]
     if isinstance(experiment, Study):
         lines.append(f"Definition: {experiment.fingerprint()[:12]}")
-    if git := record.get("git"):
-        lines.append(f"Code: {git['sha'][:12]}{' with local changes' if git['dirty'] else ''}")
+    elif git := record.get("git"):
+        lines.append(f"Code: {_commit(git)}")
     for name in ("versions", "machine"):
         if facts := record.get(name):
             lines.append(f"{name.title()}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
     return lines
+
+
+def _makings(results: StudyResults) -> list[str]:
+    """The commits and data that the runs themselves name."""
+    manifests = results.manifests.values()
+    commits = Counter(_commit(manifest["git"]) for manifest in manifests if "git" in manifest)
+    data = Counter(str(manifest.get("data_hash", "unknown"))[:12] for manifest in manifests)
+    return [
+        f"{name} of the runs: " + ", ".join(f"{key} ({count})" for key, count in counts.items())
+        for name, counts in (("Code", commits), ("Data", data))
+        if counts
+    ]
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    return f"{git['sha'][:12]}{' with local changes' if git['dirty'] else ''}"
 
 
 def _plain_column(frame: pd.DataFrame, key: str) -> Column:

@@ -30,7 +30,7 @@ from muonlab.study.statistics import (
 from muonlab.study.tuning import Trial, plan
 
 STUDY_MEASURES = (
-    Column(key="steady_seconds", heading="Training time (s)", digits=1, better="lower"),
+    Column(key="steady_seconds", heading="Training time (s)", digits=1),
     Column(
         key="peak_memory_bytes", heading="Peak memory (MB)", digits=0, scale=1e-6, better="lower"
     ),
@@ -71,12 +71,20 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
         row |= {label: _label(arm.labels[label]) for label in labels if label in arm.labels}
         half: dict[str, float] = {}
         for key in shown:
-            mean = mean_difference(runs[key])
+            lost = key != study.measures[0] and np.isinf(runs[study.measures[0]]).any()
+            mean = mean_difference([] if lost else runs[key])
             row[key], half[key] = mean.mean, mean.high - mean.mean
             row[f"paper {key}"] = paper.get(arm.name, {}).get(key, math.nan)
         rows.append(row)
         halves.append(half)
         contenders.append(finished == len(study.seeds) and not arm_warnings(arm))
+    comparable = {
+        (arm.config.data.cache_key(), arm.config.train.sequence_length, arm.config.train.steps)
+        for arm, contends in zip(study.arms, contenders, strict=True)
+        if contends
+    }
+    if len(comparable) > 1:
+        contenders = [False] * len(contenders)
     measures: list[Column] = []
     for key in dict.fromkeys([*shown, *published]):
         column = measure_column(key)
@@ -98,12 +106,20 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
     return Table(
         name="arms",
         caption="Mean over seeds ± half of its 95 % t interval; one run has none. inf: a run "
-        f"diverged. –: not measured. Training time: updates × the median update. {caption}",
+        "diverged, and its other figures are left out. –: not measured. Training time: updates × "
+        f"the median update. {_papers_text(published)}{caption}",
         frame=pd.DataFrame(rows),
         columns=columns,
         half_widths=pd.DataFrame(halves),
         contenders=contenders,
     )
+
+
+def _papers_text(published: set[str]) -> str:
+    """Why a paper's column is only there to be looked at."""
+    if not published:
+        return ""
+    return "The paper's values are of its own model, text and tokenizer: only orders compare. "
 
 
 def _label(value: str | float) -> str:

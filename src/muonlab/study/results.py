@@ -1,5 +1,6 @@
 """What a study's runs say, as numbers: for its verdicts and its report."""
 
+import contextlib
 import math
 import statistics
 from functools import cached_property
@@ -12,6 +13,7 @@ from muonlab.runs import RunDirectory, RunError
 from muonlab.study.experiment import Arm, Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
 from muonlab.study.record import ROWS
+from muonlab.study.tuning import Trial, at_edge, plan
 
 
 class StudyResults:
@@ -37,8 +39,9 @@ class StudyResults:
             jobs = {job.config.seed: job for job in self._plan.tests(arm)}
             rows += [self._row(arm, seed, jobs.get(seed)) for seed in self.study.seeds]
         frame = pd.DataFrame(rows)
-        if "val/loss" not in frame:  # nothing has finished
-            frame["val/loss"] = math.nan
+        for figure in ("val/loss", "steady_seconds"):
+            if figure not in frame:  # nothing has finished
+                frame[figure] = math.nan
         return frame
 
     @cached_property
@@ -80,9 +83,34 @@ class StudyResults:
                 rows.append(row | {f"tuned/{field}": value for field, value in job.values.items()})
         return pd.DataFrame(rows)
 
+    @cached_property
+    def manifests(self) -> dict[str, dict[str, Any]]:
+        """What every finished test run was made of and on: directory → manifest, unless damaged."""
+        found = {}
+        for path in self.frame.loc[self.frame["status"] == "finished", "run"]:
+            with contextlib.suppress(RunError):
+                found[path] = RunDirectory(Path(path)).manifest()
+        return found
+
+    @cached_property
+    def edges(self) -> dict[str, dict[str, str]]:
+        """Arms whose complete search has its best value at an edge: field → "low" or "high"."""
+        found = {}
+        for arm in self.study.arms:
+            if arm.search and (state := self._plan.searches[arm.name]).complete and state.chosen:
+                finished = [
+                    Trial(values=job.values, loss=outcome.value(arm.search.measure))
+                    for job, outcome in state.trials
+                    if outcome and outcome.status != "error"
+                ]
+                best = next(trial for trial in finished if trial.values == state.chosen)
+                if sides := at_edge(plan(arm.search, finished).space, best):
+                    found[arm.name] = sides
+        return found
+
     def _row(self, arm: Arm, seed: int, job: Job | None) -> dict[str, Any]:
         row: dict[str, Any] = {"arm": arm.name, "seed": seed, "protocol": arm.protocol}
-        row |= {"status": "missing", "error": "", "run": ""} | dict(arm.labels)
+        row |= {"status": "missing", "error": "", "run": ""}
         tuned = self._plan.tuned(arm) or {}
         row |= {f"tuned/{field}": value for field, value in tuned.items()}
         source = self._plan.source(arm)
@@ -90,7 +118,7 @@ class StudyResults:
             row |= {"status": "failed", "error": ALL_DIVERGED, "val/loss": math.inf}
         elif job and (outcome := self._plan.outcome(job)):
             row |= self._ended(outcome)
-        return row
+        return row | dict(arm.labels)  # a label may have the name of a figure, such as "steps"
 
     def _ended(self, outcome: Outcome) -> dict[str, Any]:
         row = {"error": outcome.error, "run": str(outcome.path), **outcome.figures}
