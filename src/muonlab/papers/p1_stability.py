@@ -70,7 +70,7 @@ def _stability_verdict(frame: pd.DataFrame, scale: Scale, guess: float, wanted: 
     """Inconclusive while runs are missing or ended by an error, or where the Wilson intervals of
     both optimizers' shares of unstable runs overlap; reproduced where no run of Muon is unstable;
     else direction only or refuted, by which share is larger."""
-    if unknown := wanted - int(frame["val/loss"].count()):
+    if unknown := wanted - len(frame["val/loss"].dropna()):
         return Verdict(
             claim="P1-stability",
             verdict="inconclusive",

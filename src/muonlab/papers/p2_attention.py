@@ -30,6 +30,7 @@ from muonlab.study.experiment import (
 )
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+UNTUNED = "Learning rates are the paper's, 0.01 and 0.001: no arm is tuned."
 LATENT_KINDS: dict[Protocol, str] = {"as_published": "mhla", "honest": "causal_mhla"}
 
 
@@ -189,6 +190,7 @@ def leak(scale: Scale) -> Study:
             "The document split trains on as many tokens as the leaky one (half of a text twice as "
             "long); documents are cut to 3000 characters in both.",
             "documents-fresh is validated on whole documents; its loss compares with no other.",
+            UNTUNED,
         ),
     )
 
@@ -241,6 +243,7 @@ def crossover(scale: Scale) -> Study:
         notes=(
             "The paper projects 5 to 10 % lower loss; the middle of that is what we compare with. "
             "MHLA under the honest protocol stays marked: it sees the tokens that it predicts.",
+            UNTUNED,
         ),
     )
 
@@ -316,6 +319,7 @@ def latents(scale: Scale) -> Study:
             for arm in arms
             if arm.labels["latents"]
         ),
+        notes=(UNTUNED,),
     )
 
 
