@@ -51,7 +51,14 @@ def study_of(arms: int, seeds: int) -> Study:
         )
         for number in range(arms)
     )
-    return invented_study(arms=copies, seeds=tuple(range(seeds)), comparisons=(), paper=())
+    return invented_study(
+        arms=copies,
+        seeds=tuple(range(seeds)),
+        comparisons=(),
+        paper=(),
+        claims=(),
+        judge=lambda frame: [],
+    )
 
 
 def time_status(console: Console, root: Path) -> None:
