@@ -10,3 +10,4 @@ VerdictName = Literal[
     "not testable at this scale",
     "inconclusive",
 ]
+VERDICTS = "verdicts.json"  # the file that holds an experiment's

@@ -14,11 +14,10 @@ from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.files import write_report
 from muonlab.report.verdicts import signed
 from muonlab.study.experiment import SCALES, Verdict
-from muonlab.verdicts import VerdictName
+from muonlab.verdicts import VERDICTS, VerdictName
 
 RESULTS = Path("results")
 THEORY = Path("runs/theory")
-VERDICTS = "verdicts.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +106,7 @@ def write_ledger(entries: list[Entry], directory: Path) -> Path:
         for entry in judged
         if entry.verdict
     ]
-    return write_report(report, directory, ledger_table(entries).frame, verdicts)
+    return write_report(report, directory, ledger_table(entries).csv(), verdicts)
 
 
 def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[Entry]:

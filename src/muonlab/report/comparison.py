@@ -25,10 +25,8 @@ from muonlab.report.curves import (
     clock_runs_forwards,
     curve_figures,
 )
-from muonlab.report.figures import write_png
+from muonlab.report.files import write_report
 from muonlab.report.frames import Run, hardware, read_runs
-from muonlab.report.markdown import to_markdown
-from muonlab.report.page import to_html
 
 MEASURES = (
     Column(key="val/loss", heading="Loss (nats/token)", digits=4, better="lower"),
@@ -80,14 +78,7 @@ def write_comparison(
     """
     readable, problems = read_runs(runs)
     report = compare(readable, problems, title=title, introduction=introduction, samples=samples)
-    directory.mkdir(parents=True, exist_ok=True)
-    for figure in report.figures:
-        write_png(figure, directory / f"{figure.name}.png")
-    (directory / "report.md").write_text(to_markdown(report), encoding="utf-8")
-    (directory / "runs.csv").write_text(_table_of_runs(readable).csv(), encoding="utf-8")
-    page = directory / "index.html"
-    page.write_text(to_html(report), encoding="utf-8")
-    return page
+    return write_report(report, directory, _table_of_runs(readable).csv())
 
 
 def compare(

@@ -5,27 +5,29 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-
 from muonlab.report.content import Report
 from muonlab.report.figures import write_png
 from muonlab.report.markdown import to_markdown
 from muonlab.report.page import to_html
 from muonlab.runs import write_whole
 from muonlab.study.experiment import Verdict
+from muonlab.verdicts import VERDICTS
 
 
 def write_report(
-    report: Report, directory: Path, rows: pd.DataFrame, verdicts: Sequence[Verdict]
+    report: Report, directory: Path, csv: str, verdicts: Sequence[Verdict] | None = None
 ) -> Path:
-    """Write index.html, report.md with its PNGs, runs.csv and verdicts.json; returns the page."""
+    """Write index.html, report.md with its PNGs, runs.csv (``csv``) and, if there are verdicts,
+    verdicts.json; returns the page.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
         write_png(figure, directory / f"{figure.name}.png")
     write_whole(directory / "report.md", to_markdown(report))
-    write_whole(directory / "runs.csv", rows.to_csv(index=False))
-    facts = [asdict(verdict) for verdict in verdicts]
-    write_whole(directory / "verdicts.json", json.dumps(facts, indent=2) + "\n")
+    write_whole(directory / "runs.csv", csv)
+    if verdicts is not None:
+        facts = [asdict(verdict) for verdict in verdicts]
+        write_whole(directory / VERDICTS, json.dumps(facts, indent=2) + "\n")
     page = directory / "index.html"
     write_whole(page, to_html(report))
     return page

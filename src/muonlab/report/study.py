@@ -27,6 +27,7 @@ from muonlab.report.study_tables import (
 from muonlab.report.verdicts import verdict_table
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import read_record
+from muonlab.study.record import command
 from muonlab.study.results import StudyResults, judge, measurement_frame
 
 TIMES_APART = 1.2
@@ -50,7 +51,7 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
         results = StudyResults(experiment, root)
         verdicts, frame = results.verdicts, results.frame
         report = study_report(results, record)
-    return write_report(report, directory, frame, verdicts)
+    return write_report(report, directory, frame.to_csv(index=False), verdicts)
 
 
 def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
@@ -141,11 +142,6 @@ def circumstances(results: StudyResults) -> str:
         f"n = {finished} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
         f"{' / '.join(machines) or 'No machine yet'}."
     )
-
-
-def command(experiment: Experiment) -> str:
-    """The command that makes the experiment's runs, or what is missing of them."""
-    return f"muonlab study run {experiment.name} --scale {experiment.scale}"
 
 
 def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:

@@ -22,7 +22,7 @@ from muonlab.study.plan import (
     read_outcome,
     read_record,
 )
-from muonlab.study.record import ROWS, write_facts, write_record, write_verdicts
+from muonlab.study.record import ROWS, command, write_facts, write_record, write_verdicts
 from muonlab.study.results import judge
 from muonlab.study.worker import FAILURE, Options, Reply, record_failure
 from muonlab.train import InterruptedRun, stop_signals
@@ -126,10 +126,8 @@ def _make_runs(plan: Plan, board: Board, resources: Resources, keep_checkpoints:
         _Engine(plan, board, executor, keep_checkpoints=keep_checkpoints).loop(stop)
     left = len(plan.to_do()) + len(plan.unnamed())
     if stop and left:
-        name, scale = plan.study.name, plan.study.scale
         raise InterruptedRun(
-            f"stopped with {left} runs of {name} to do; "
-            f"`muonlab study run {name} --scale {scale}` goes on"
+            f"stopped with {left} runs of {plan.study.name} to do; `{command(plan.study)}` goes on"
         )
 
 

@@ -16,8 +16,8 @@ from muonlab.runs import RunDirectory, now, write_whole
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import RECORD, Job, Plan, folder, read_record
 from muonlab.study.worker import FAILURE
+from muonlab.verdicts import VERDICTS
 
-VERDICTS = "verdicts.json"
 ROWS = "measurement.csv"
 PACKAGES = ("muonlab", "torch", "optuna", "scipy")
 
@@ -29,6 +29,11 @@ class Status:
     counts: Mapping[str, int]  # of finished, failed, running, interrupted, to do
     tuned: Mapping[str, Mapping[str, float] | None]
     changed: bool  # the definition is another one than the recorded runs were made for
+
+
+def command(experiment: Experiment) -> str:
+    """The command that makes the experiment's runs, or what is missing of them."""
+    return f"muonlab study run {experiment.name} --scale {experiment.scale}"
 
 
 def write_record(plan: Plan) -> None:
@@ -71,7 +76,7 @@ def write_facts(experiment: Experiment, root: Path, facts: Mapping[str, Any]) ->
         "scale": experiment.scale,
         "question": experiment.question,
         "claims": list(experiment.claims),
-        "command": f"muonlab study run {experiment.name} --scale {experiment.scale}",
+        "command": command(experiment),
         "git": git_state(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "machine": machine.describe(),
