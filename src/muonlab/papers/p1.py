@@ -24,6 +24,7 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     BASELINE: AdamWConfig(),
     "adamw-groups": AdamWConfig(),  # embeddings and vectors at a rate of their own
     "muon": MuonConfig(),
+    "muon-groups": MuonConfig(),
     "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
 }
 ADAMW_RANGE, MUON_RANGE = (5e-4, 2e-2), (2e-3, 8e-2)  # equal volumes, log scale
@@ -31,9 +32,14 @@ RANGES = {
     BASELINE: ADAMW_RANGE,
     "adamw-groups": ADAMW_RANGE,
     "muon": MUON_RANGE,
+    "muon-groups": MUON_RANGE,
     "placebo": MUON_RANGE,
 }
-ADAMWS = (BASELINE, "adamw-groups")
+RIVALS = {BASELINE: "muon", "adamw-groups": "muon-groups"}  # like against like
+RATIOS = {  # the field of the second value, a rate for embeddings and vectors
+    "adamw-groups": "optimizer.other_lr_ratio",
+    "muon-groups": "optimizer.adamw_lr_ratio",
+}
 CONTENDERS = (BASELINE, "muon")  # of the studies that ask for no more
 CLAIMED = (0.48, 0.52)
 
@@ -105,17 +111,18 @@ def compute(scale: Scale) -> Study:
             Comparison(arm=_arm(name, 1.0), baseline=_arm(baseline, 1.0))
             for name, baseline in (
                 ("muon", BASELINE),
-                ("muon", "adamw-groups"),
+                ("muon-groups", "adamw-groups"),
                 ("muon", "placebo"),
                 ("adamw-groups", BASELINE),
+                ("muon-groups", "muon"),
             )
         ),
         notes=(
             "Each budget is a run of its own, annealed to zero. Learning rates are tuned at budget "
             "1 with six trials for every optimizer over equal log ranges, three more where the "
             "best lies at an edge; weight decay, momentum and warm-up are the recipes' defaults. "
-            "adamw-groups has a second value to find, the rate of embeddings and vectors relative "
-            "to that of matrices, and nine trials. Muon's embeddings share its rate.",
+            "With groups, a second value is to find, the rate of embeddings and vectors relative "
+            "to that of matrices, in nine trials.",
             "The placebo orthogonalises to the same norm with a scrambled spectrum: its gains are "
             "not due to equal singular values.",
         ),
@@ -124,9 +131,9 @@ def compute(scale: Scale) -> Study:
 
 def _search(optimizer: str) -> Search:
     space = {LEARNING_RATE: RANGES[optimizer]}
-    if optimizer != "adamw-groups":
+    if optimizer not in RATIOS:
         return Search(space=space)
-    return Search(space=space | {"optimizer.other_lr_ratio": (0.3, 30.0)}, trials=9)
+    return Search(space=space | {RATIOS[optimizer]: (0.3, 30.0)}, trials=9)
 
 
 def _arm(optimizer: str, budget: float) -> str:
@@ -136,46 +143,66 @@ def _arm(optimizer: str, budget: float) -> str:
 def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: Scale) -> Verdict:
     """From the cost in FLOPs, the optimizer's own included, by the fitted power law.
 
-    The baseline is the AdamW of the lower mean loss at budget 1: a claim over a weak one is none.
-    The 95 % interval of the ratio is judged against the claimed one; a miss counts as infinite.
+    Like is compared with like: one rate for all parameters, or embeddings with their own. The claim
+    is judged where AdamW's mean loss at budget 1 is lower, for one over a weak baseline is none:
+    the 95 % interval of the ratio against the claimed one. A miss counts as infinite.
     """
-    complete = complete_seeds(frame)
-    if len(complete) < 2:
-        return Verdict(
-            claim="P1-compute",
-            verdict="inconclusive",
-            sentence=f"At {scale} scale, {len(complete)} seeds have all their runs; 2 are needed.",
-        )
-    chosen = frame.loc[frame["seed"].isin(complete), :]
-    baseline = min(ADAMWS, key=lambda name: mean(chosen, _arm(name, 1.0)))
-    flops = {name: _budgets(chosen, name, _flops(configs, name)) for name in OPTIMIZERS}
-    ratios = {
-        name: _ratio(found, flops[baseline]) for name, found in flops.items() if name != baseline
-    }
-    muon = ratios["muon"]
-    interpolated = _ratio(flops["muon"], flops[baseline], "interpolation")
-    updates = {name: _budgets(chosen, name, _updates(configs, name)) for name in ("muon", baseline)}
-    seconds = {name: _seconds(chosen, name) for name in ("muon", baseline)}
-    time = "unknown"
-    if all(np.isfinite(costs).all() for costs in seconds.values()):
-        timed = {name: _budgets(chosen, name, costs) for name, costs in seconds.items()}
-        time = percent_of(_ratio(timed["muon"], timed[baseline]))
-    (weaker,) = (name for name in ADAMWS if name != baseline)
-    against_weaker = percent_of(_ratio(flops["muon"], flops[weaker]))
-    others = "; ".join(
-        f"{name} {percent_of(ratio)}" for name, ratio in ratios.items() if name != "muon"
-    )
+    texts = [f"At {scale} scale"]
+    ours: dict[str, CostRatio] = {}
+    for baseline, rival in RIVALS.items():
+        chosen = _complete(frame, baseline, rival)
+        seeds = len(set(chosen["seed"]))
+        if seeds < 2:
+            texts.append(f"{rival} against {baseline}: {seeds} seeds have all their runs")
+            continue
+        ours[baseline], text = _costs(chosen, configs, rival, baseline)
+        texts.append(f"{rival} {text} (n = {seeds} seeds)")
+    placebo = _complete(frame, "muon", "placebo")
+    if len(set(placebo["seed"])) > 1:
+        texts.append(f"placebo {_costs(placebo, configs, 'placebo', 'muon')[1]}")
+    deciding = min(RIVALS, key=lambda name: _final(frame, name))
+    muon = ours.get(deciding)
     return Verdict(
         claim="P1-compute",
-        verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED),
-        sentence=f"To reach the loss of {baseline}, the better AdamW, {muon.target:.3f} nats at "
-        f"{scale} scale, Muon takes {percent_of(muon)} of its FLOPs, the optimizer's included (by "
-        f"interpolation {percent_of(interpolated)}), "
-        f"{percent_of(_ratio(updates['muon'], updates[baseline]))} of its tokens and {time} of its "
-        f"time; {others} of its FLOPs. To the loss of {weaker} Muon takes {against_weaker} of "
-        f"that one's FLOPs (n = {len(complete)} seeds).",
+        verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED)
+        if muon
+        else "inconclusive",
+        sentence=f"{texts[0]}, {'; '.join(texts[1:])}. Judged by {deciding}, the better AdamW.",
         paper="48 to 52 % of the compute",
-        ours=f"{percent_of(muon)} of the FLOPs",
+        ours=f"{percent_of(muon)} of the FLOPs" if muon else "",
+    )
+
+
+def _complete(frame: pd.DataFrame, *optimizers: str) -> pd.DataFrame:
+    """The rows of these optimizers, of the seeds that have all of them."""
+    rows = frame.loc[frame["optimizer"].isin(optimizers), :]
+    return rows.loc[rows["seed"].isin(complete_seeds(rows)), :]
+
+
+def _final(frame: pd.DataFrame, optimizer: str) -> float:
+    found = mean(frame, _arm(optimizer, 1.0))
+    return math.inf if math.isnan(found) else found
+
+
+def _costs(
+    rows: pd.DataFrame, configs: dict[str, RunConfig], arm: str, baseline: str
+) -> tuple[CostRatio, str]:
+    """The ratio of FLOPs, and what it takes of everything, in words."""
+
+    def ratio(costs: dict[str, list[float]], method: str = "fit") -> CostRatio:
+        found = {name: _budgets(rows, name, costs[name]) for name in (arm, baseline)}
+        return _ratio(found[arm], found[baseline], method)
+
+    flops = {name: _flops(configs, name) for name in (arm, baseline)}
+    updates = {name: _updates(configs, name) for name in (arm, baseline)}
+    seconds = {name: _seconds(rows, name) for name in (arm, baseline)}
+    timed = all(np.isfinite(costs).all() for costs in seconds.values())
+    whole = ratio(flops)
+    return whole, (
+        f"takes to {baseline}'s {whole.target:.3f} nats {percent_of(whole)} of its FLOPs, the "
+        f"optimizer's included (by interpolation {percent_of(ratio(flops, 'interpolation'))}), "
+        f"{percent_of(ratio(updates))} of its tokens and "
+        f"{percent_of(ratio(seconds)) if timed else 'an unknown share'} of its time"
     )
 
 
