@@ -65,7 +65,7 @@ def test_an_optimum_beyond_the_edge_extends_the_range_and_the_budget() -> None:
     assert len(finished) == 6 + 3
     found = best(search, finished)
     assert found.values[RATE] == pytest.approx(0.5, rel=0.3)
-    assert not at_edge(done.space, found)
+    assert not at_edge(done.space, found.values)
 
 
 def test_extensions_end() -> None:
@@ -74,7 +74,7 @@ def test_extensions_end() -> None:
     done = plan(search, finished)
     assert done.extensions == 2
     assert len(finished) == 6 + 3 + 3
-    assert at_edge(done.space, best(search, finished)) == {RATE: "high"}
+    assert at_edge(done.space, best(search, finished).values) == {RATE: "high"}
     never = Search(space={RATE: (1e-3, 1e-1)}, trials=6, extensions=0)
     assert len(finish(never, lambda values: 1 / values[RATE])) == 6
 

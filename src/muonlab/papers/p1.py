@@ -147,7 +147,7 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
     is judged where AdamW's mean loss at budget 1 is lower, for one over a weak baseline is none:
     the 95 % interval of the ratio against the claimed one. A miss counts as infinite.
     """
-    texts = [f"At {scale} scale"]
+    texts: list[str] = []
     ours: dict[str, CostRatio] = {}
     for baseline, rival in RIVALS.items():
         chosen = _complete(frame, baseline, rival)
@@ -167,7 +167,7 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
         verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED)
         if muon
         else "inconclusive",
-        sentence=f"{texts[0]}, {'; '.join(texts[1:])}. Judged by {deciding}, the better AdamW.",
+        sentence=f"At {scale} scale, {'; '.join(texts)}. Judged by {deciding}, the better AdamW.",
         paper="48 to 52 % of the compute",
         ours=f"{percent_of(muon)} of the FLOPs" if muon else "",
     )

@@ -82,7 +82,10 @@ def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
         ),
         Section(
             title="Tuning",
-            items=[trials_table(trials, caption), *search_figures(study, trials, caption)]
+            items=[
+                trials_table(trials, caption),
+                *search_figures(study, trials, results.spaces, caption),
+            ]
             if len(trials)
             else (),
         ),

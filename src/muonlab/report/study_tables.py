@@ -1,7 +1,7 @@
 """The tables and figures of one study: arms beside the paper, comparisons, searches."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from muonlab.study.statistics import (
     mean_difference,
     pair_differences,
 )
-from muonlab.study.tuning import Trial, plan
+from muonlab.study.tuning import Box
 
 STUDY_MEASURES = (
     Column(key="steady_seconds", heading="Training time (s)", digits=1),
@@ -294,19 +294,16 @@ def trials_table(trials: pd.DataFrame, caption: str) -> Table:
     )
 
 
-def search_figures(study: Study, trials: pd.DataFrame, caption: str) -> Iterator[Figure]:
+def search_figures(
+    study: Study, trials: pd.DataFrame, spaces: Mapping[str, Box], caption: str
+) -> Iterator[Figure]:
     """Loss over every searched field of every arm, the chosen value and the range's edges."""
     for arm in study.arms:
         tried = [row for row in trials.to_dict("records") if row["arm"] == arm.name]
         shown = [row for row in tried if math.isfinite(row["loss"])]
         if arm.search is None or not shown:
             continue
-        finished = [
-            Trial(values={key: row[f"tuned/{key}"] for key in arm.search.space}, loss=row["loss"])
-            for row in tried
-            if not math.isnan(row["loss"])
-        ]
-        for field, limits in plan(arm.search, finished).space.items():
+        for field, limits in spaces[arm.name].items():
             key = f"tuned/{field}"
             lost = [f"{row[key]:.3g}" for row in tried if math.isinf(row["loss"])]
             diverged = f"Diverged at {', '.join(lost)}. " if lost else ""

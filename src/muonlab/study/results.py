@@ -13,7 +13,7 @@ from muonlab.runs import RunDirectory, RunError
 from muonlab.study.experiment import Arm, Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
 from muonlab.study.record import ROWS
-from muonlab.study.tuning import Trial, at_edge, plan
+from muonlab.study.tuning import Box, Trial, at_edge, plan
 
 
 class StudyResults:
@@ -93,20 +93,30 @@ class StudyResults:
         return found
 
     @cached_property
+    def spaces(self) -> dict[str, Box]:
+        """The ranges that searches have come to, extended: arm → field → (low, high)."""
+        return {
+            arm.name: plan(
+                arm.search,
+                [
+                    Trial(values=job.values, loss=outcome.value(arm.search.measure))
+                    for job, outcome in self._plan.searches[arm.name].trials
+                    if outcome and outcome.status != "error"
+                ],
+            ).space
+            for arm in self.study.arms
+            if arm.search
+        }
+
+    @cached_property
     def edges(self) -> dict[str, dict[str, str]]:
         """Arms whose complete search has its best value at an edge: field → "low" or "high"."""
-        found = {}
-        for arm in self.study.arms:
-            if arm.search and (state := self._plan.searches[arm.name]).complete and state.chosen:
-                finished = [
-                    Trial(values=job.values, loss=outcome.value(arm.search.measure))
-                    for job, outcome in state.trials
-                    if outcome and outcome.status != "error"
-                ]
-                best = next(trial for trial in finished if trial.values == state.chosen)
-                if sides := at_edge(plan(arm.search, finished).space, best):
-                    found[arm.name] = sides
-        return found
+        found = {
+            name: at_edge(self.spaces[name], state.chosen)
+            for name, state in self._plan.searches.items()
+            if state.complete and state.chosen
+        }
+        return {name: sides for name, sides in found.items() if sides}
 
     def _row(self, arm: Arm, seed: int, job: Job | None) -> dict[str, Any]:
         row: dict[str, Any] = {"arm": arm.name, "seed": seed, "protocol": arm.protocol}

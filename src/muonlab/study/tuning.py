@@ -59,11 +59,13 @@ def best(search: Search, finished: Sequence[Trial]) -> Trial:
     return min(sound, key=lambda trial: (trial.loss, _key(trial.values)))
 
 
-def at_edge(space: Mapping[str, tuple[float, float]], trial: Trial) -> dict[str, str]:
+def at_edge(
+    space: Mapping[str, tuple[float, float]], values: Mapping[str, float]
+) -> dict[str, str]:
     """The fields whose value lies within 5 % (of the log range) of a side: "low" or "high"."""
     sides = {}
     for field, (low, high) in space.items():
-        position = math.log(trial.values[field] / low) / math.log(high / low)
+        position = math.log(values[field] / low) / math.log(high / low)
         if position <= EDGE:
             sides[field] = "low"
         elif position >= 1 - EDGE:
@@ -90,7 +92,7 @@ def plan(search: Search, finished: Sequence[Trial]) -> Plan:
                 wanted = [_refine(tuple(space.items()), tuple(known.items()), search.seed)]
         tried = [Trial(values=dict(values), loss=loss) for values, loss in known.items()]
         diverged = not any(math.isfinite(loss) for loss in known.values())
-        sides = {} if diverged else at_edge(space, best(search, tried))
+        sides = {} if diverged else at_edge(space, best(search, tried).values)
         if not sides or extensions == search.extensions:
             return Plan(next_trials=(), space=space, extensions=extensions)
         space, region = _extend(space, sides)
