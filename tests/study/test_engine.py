@@ -13,7 +13,7 @@ from tiny_studies import LEARNING_RATE, arm, judge, study_of, written
 
 from muonlab.config import RunConfig, override
 from muonlab.data import TokenData
-from muonlab.runs import RunDirectory
+from muonlab.runs import RunDirectory, RunError
 from muonlab.study import engine
 from muonlab.study.engine import FailedRunsError, Resources, run_measurement, run_study
 from muonlab.study.executors import Executor
@@ -22,7 +22,7 @@ from muonlab.study.plan import Job, Plan, folder
 from muonlab.study.record import status
 from muonlab.study.results import StudyResults
 from muonlab.study.results import judge as judge_study
-from muonlab.study.worker import Options, Reply, make_run
+from muonlab.study.worker import Options, Reply, make_run, record_failure
 from muonlab.train import train
 
 MakeConfig = Callable[..., RunConfig]
@@ -165,7 +165,7 @@ def test_a_diverging_run_is_a_result(config: RunConfig, root: Path, make: Callab
     assert "diverged: step" in said
     assert status(study, root).counts == {"failed": 1, "finished": 1}
     assert make(study) == "", "it is not tried again"
-    assert "diverged: step" in make(study, retry_failed=True)
+    assert make(study, retry_failed=True) == "", "nor is a result an error to try again"
 
 
 def test_a_search_whose_trials_all_diverge(config: RunConfig, root: Path, make: Callable[..., str]):
@@ -189,6 +189,9 @@ def test_an_error_is_recorded_and_stops_no_other(
     assert math.isnan(frame["val/loss"].loc["broken"])
     (failure,) = root.rglob("failed.json")
     assert "ConfigError" in json.loads(failure.read_text())["traceback"]
+    record_failure(failure.parent, RuntimeError("a cable was pulled"))
+    with pytest.raises(FailedRunsError, match="1 of 2 runs failed"):
+        make(study, retry_failed=True)
 
 
 def test_a_changed_definition_keeps_its_old_runs_apart(
@@ -278,6 +281,25 @@ def test_a_measurement_is_made_once(root: Path):
     assert calls == [1]
     assert status(measurement, root).counts == {"finished": 1}
     assert judge_study(measurement, root)[0].verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("seconds\n1.5\n", "lack 'status': an earlier version"), ("", "delete it to measure again")],
+)
+def test_rows_of_another_version_and_damaged_ones(root: Path, text: str, message: str):
+    measurement = Measurement(
+        name="timed",
+        scale="nano",
+        question="How long?",
+        claims=(),
+        measure=pd.DataFrame,
+        judge=judge,
+    )
+    (root / "timed.nano").mkdir(parents=True)
+    (root / "timed.nano" / "measurement.csv").write_text(text)
+    with pytest.raises(RunError, match=message):
+        judge_study(measurement, root)
 
 
 def test_resources_out_of_range():

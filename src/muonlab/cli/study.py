@@ -60,7 +60,9 @@ def run(
     threads: Annotated[int, tyro.conf.arg(help="threads of each run")] = 1,
     executor: Annotated[ExecutorName, tyro.conf.arg(help="processes here, or Ray tasks")] = "local",
     dry_run: Annotated[bool, tyro.conf.arg(help="only say what the missing runs cost")] = False,
-    retry_failed: Annotated[bool, tyro.conf.arg(help="make failed runs again")] = False,
+    retry_failed: Annotated[
+        bool, tyro.conf.arg(help="make runs again that ended in an error")
+    ] = False,
     keep_checkpoints: Annotated[bool, tyro.conf.arg(help="of finished runs too")] = False,
     runs_dir: StudiesDir = ROOT,
     cache_dir: CacheDir = CACHE_DIR,

@@ -28,7 +28,7 @@ from muonlab.report.verdicts import verdict_table
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.study.plan import read_record
 from muonlab.study.record import command
-from muonlab.study.results import StudyResults, judge, measurement_frame
+from muonlab.study.results import StudyResults, judge_measurement, measurement_frame
 
 TIMES_APART = 1.2
 VALIDATION = (
@@ -41,11 +41,13 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
     """Write index.html, report.md with its PNGs, runs.csv and verdicts.json; returns the page.
 
     ``root`` holds the folders of the studies' runs. Runs that are missing, failed or damaged are
-    shown as such: a report can be made at any time.
+    shown as such: a report can be made at any time. Raises RunError if a measurement's rows are
+    damaged.
     """
     record = read_record(experiment, root) or {}
     if isinstance(experiment, Measurement):
-        verdicts, frame = judge(experiment, root), measurement_frame(experiment, root)
+        frame = measurement_frame(experiment, root)
+        verdicts = judge_measurement(experiment, frame)
         report = measurement_report(experiment, frame, verdicts, record)
     else:
         results = StudyResults(experiment, root)

@@ -74,7 +74,9 @@ def run_study(
     here.mkdir(parents=True, exist_ok=True)
     if retry_failed:
         for failure in here.glob(f"*/{FAILURE}"):
-            failure.unlink()
+            outcome = read_outcome(failure.parent)
+            if outcome is None or outcome.status == "error":  # a divergence is a result
+                failure.unlink()
     before = read_record(study, root)
     plan = Plan(study, root)
     with Board(plan, console) as board:

@@ -157,14 +157,27 @@ def _hopeless(search: SearchState) -> bool:
 
 
 def measurement_frame(measurement: Measurement, root: Path) -> pd.DataFrame:
-    """The rows of a measurement; empty if it has not been made."""
+    """The rows of a measurement; empty if it has not been made. Raises RunError if damaged."""
     path = folder(measurement, root) / ROWS
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    try:
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    except ValueError as error:
+        raise RunError(f"{path}: {error}; delete it to measure again") from None
+
+
+def judge_measurement(measurement: Measurement, frame: pd.DataFrame) -> list[Verdict]:
+    """What its rows say; none without rows. Raises RunError if they lack what it reads."""
+    try:
+        return measurement.judge(frame) if len(frame) else []
+    except KeyError as error:
+        raise RunError(
+            f"the rows of {measurement.name} lack {error}: an earlier version measured them; "
+            f"delete {ROWS} and measure again"
+        ) from None
 
 
 def judge(experiment: Experiment, root: Path) -> list[Verdict]:
     """What is on disk says of the experiment's claims, as far as it does."""
     if isinstance(experiment, Measurement):
-        frame = measurement_frame(experiment, root)
-        return experiment.judge(frame) if len(frame) else []
+        return judge_measurement(experiment, measurement_frame(experiment, root))
     return StudyResults(experiment, root).verdicts
