@@ -159,6 +159,48 @@ def test_the_best_of_runs_that_do_not_compare_does_not_stand_out(tmp_path: Path)
     assert not any(cell.best for row in table.rows() for cell in row)
 
 
+def test_labels_of_numbers_are_axes(tmp_path: Path) -> None:
+    arms = tuple(
+        dataclasses.replace(
+            arm,
+            name=f"{arm.name}-{size}",
+            search=None,
+            labels={**arm.labels, "batch size": size},
+            config=dataclasses.replace(
+                arm.config, train=dataclasses.replace(arm.config.train, batch_size=size)
+            ),
+        )
+        for arm in invented_study().arms
+        for size in (2, 4, 64)
+    )
+    study = invented_study(arms=arms, comparisons=(), paper=())
+    make_runs(study, tmp_path, diverges=lambda job: job.arm == "muon-64" and job.config.seed == 0)
+    report = report_of(study, tmp_path)
+    (figure,) = (
+        item
+        for section in report.sections
+        for item in section.items
+        if isinstance(item, CurveFigure) and item.name.startswith("values")
+    )
+    assert (figure.name, figure.x_label, figure.log_x) == (
+        "values-batch-size",
+        "batch size",
+        True,
+    )
+    assert {curve.arm for curve in figure.curves} == {
+        "optimizer adamw, honest",
+        "optimizer muon, honest",
+        "⚠ optimizer adamw, as published",
+        "⚠ optimizer muon, as published",
+    }
+    frame = StudyResults(study, tmp_path).frame.set_index(["arm", "seed"])
+    lines = {(curve.arm, curve.seed): curve for curve in figure.curves}
+    diverged, other = (lines["optimizer muon, honest", seed] for seed in (0, 1))
+    assert list(diverged.x) == [2, 4]
+    assert list(other.x) == [2, 4, 64]
+    assert list(other.y) == [frame["val/loss"].loc[f"muon-{size}", 1] for size in (2, 4, 64)]
+
+
 def test_no_runs_at_all(tmp_path: Path) -> None:
     report = report_of(invented_study(), tmp_path)
     assert any("12 of 12 runs are missing" in notice for notice in report.notices)

@@ -118,11 +118,12 @@ def compute(scale: Scale) -> Study:
             )
         ),
         notes=(
-            "Each budget is a run of its own, annealed to zero. Learning rates are tuned at budget "
-            "1 with six trials for every optimizer over equal log ranges, three more where the "
-            "best lies at an edge; weight decay, momentum and warm-up are the recipes' defaults. "
-            "With groups, a second value is to find, the rate of embeddings and vectors relative "
-            "to that of matrices, in nine trials.",
+            f"Budgets are shares of {whole.train.steps} updates, each a run of its own, annealed "
+            "to zero. Learning rates are tuned at budget 1 with six trials for every optimizer "
+            "over equal log ranges, half as many more where the best lies at an edge; weight "
+            "decay, momentum and warm-up are the recipes' defaults. With groups, a second value is "
+            "to find, the rate of embeddings and vectors relative to that of matrices, in nine "
+            "trials.",
             "The placebo orthogonalises to the same norm with a scrambled spectrum: its gains are "
             "not due to equal singular values.",
         ),

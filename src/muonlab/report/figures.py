@@ -29,16 +29,18 @@ from muonlab.report.content import (
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#999999")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
 MARKERS = ("o", "s", "D", "^", "X", "P", "*")  # the same, in matplotlib's names
+DASHES = ("-", "--", ":", "-.")  # of the first, second … seven arms
+DASH_NAMES = ("solid", "dash", "dot", "dashdot")  # the same, in plotly's names
 MAX_MARKED_POINTS = 40  # denser curves are lines without markers
-MAX_LEGEND_ROWS = 14
 PNG_DPI = 150
 
 
 def write_png(figure: Figure, path: Path) -> None:
     """Draw ``figure`` with its caption below, on white, 1200 pixels wide."""
     caption = textwrap.fill(figure.caption, 110)
-    rows = len(figure.values) if isinstance(figure, IntervalFigure) else 0
-    height = max(4.2, 1.6 + 0.25 * rows) + 0.16 * caption.count("\n")
+    rows = len(figure.values) if isinstance(figure, IntervalFigure) else len(_by_arm(figure.curves))
+    inches = 0.25 if isinstance(figure, IntervalFigure) else 0.17  # a row, or a legend's line
+    height = max(4.2, 1.6 + inches * rows) + 0.16 * caption.count("\n")
     canvas = Canvas(figsize=(8, height), dpi=PNG_DPI, layout="constrained")
     axes = canvas.add_subplot()
     axes.set_title(figure.title, loc="left", fontweight="bold")
@@ -99,6 +101,7 @@ def _joined(curves: Sequence[Curve]) -> tuple[Numbers, Numbers, NDArray[np.int32
 def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
     for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        dash = DASHES[index // len(COLOURS) % len(DASHES)]
         mean = mean_curve(curves)
         x, y, _ = _joined(curves)
         axes.plot(
@@ -107,14 +110,14 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
             color=colour,
             marker=None if mean or len(curves[0].x) > MAX_MARKED_POINTS else marker,
             markersize=4,
-            linestyle="-" if figure.joined else "none",
+            linestyle=dash if figure.joined else "none",
             linewidth=0.6 if mean else 1.6,
             alpha=0.5 if mean else 1,
             label=None if mean else arm,
         )
         if mean:
             x, middle, half = mean
-            axes.plot(x, middle, color=colour, linewidth=1.8, label=f"{arm} (mean)")
+            axes.plot(x, middle, dash, color=colour, linewidth=1.8, label=f"{arm} (mean)")
             axes.fill_between(
                 x, middle - half, middle + half, color=colour, alpha=0.15, linewidth=0
             )
@@ -122,12 +125,14 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
     axes.set_ylabel(figure.y_label)
     if figure.log_x:
         axes.set_xscale("log")
-    else:
+    elif axes.get_xlim()[1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for limit in figure.limits:
         axes.axvline(limit, color="#777777", linestyle=":", linewidth=1.2)
-    columns = -(-len(axes.get_legend_handles_labels()[1]) // MAX_LEGEND_ROWS)
-    axes.legend(frameon=False, fontsize=8, ncols=max(1, columns)).set_in_layout(False)
+    if len(axes.get_legend_handles_labels()[1]) <= len(COLOURS):
+        axes.legend(frameon=False, fontsize=8).set_in_layout(False)
+    else:
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _draw_intervals(figure: IntervalFigure, axes: Axes) -> None:
@@ -144,6 +149,7 @@ def _draw_intervals(figure: IntervalFigure, axes: Axes) -> None:
 def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
     for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
         colour, symbol = COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)]
+        dash = DASH_NAMES[index // len(COLOURS) % len(DASHES)]
         name = html.escape(arm)  # plotly reads names as markup
         mean = mean_curve(curves)
         x, y, seeds = _joined(curves)
@@ -156,7 +162,7 @@ def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
             customdata=seeds,
             mode=mode,
             marker={"symbol": symbol, "size": 7, "color": colour},
-            line={"color": colour, "width": 1 if mean else 2},
+            line={"color": colour, "width": 1 if mean else 2, "dash": dash},
             opacity=0.5 if mean else 1,
             name=name,
             legendgroup=name,
@@ -181,7 +187,7 @@ def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
                 x=x,
                 y=middle,
                 mode="lines",
-                line={"color": colour, "width": 2.5},
+                line={"color": colour, "width": 2.5, "dash": dash},
                 name=f"{name} (mean)",
                 legendgroup=name,
                 hovertemplate=f"%{{y:.4f}} at %{{x:,.4~s}}<br>mean of {len(curves)}",

@@ -12,6 +12,7 @@ from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import write_report
 from muonlab.report.frames import hardware
+from muonlab.report.study_figures import label_figures, search_figures, value_figures
 from muonlab.report.study_tables import (
     PROTOCOLS,
     arm_label,
@@ -20,9 +21,7 @@ from muonlab.report.study_tables import (
     comparisons_table,
     protocols_table,
     runs_table,
-    search_figures,
     trials_table,
-    value_figures,
 )
 from muonlab.report.verdicts import verdict_table
 from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
@@ -76,6 +75,7 @@ def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
             items=[
                 *(table for table in arms if table),
                 *value_figures(study, frame, caption),
+                *label_figures(study, frame, caption),
             ],
         ),
         Section(

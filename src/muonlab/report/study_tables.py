@@ -1,8 +1,7 @@
-"""The tables and figures of one study: arms beside the paper, comparisons, searches."""
+"""The tables of one study: arms beside the paper, comparisons, searches, runs."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,10 +10,6 @@ from muonlab.report.comparison import ARM, MEASURES
 from muonlab.report.content import (
     WARNING_MARK,
     Column,
-    Curve,
-    CurveFigure,
-    Figure,
-    IntervalFigure,
     Table,
 )
 from muonlab.study.experiment import Arm, Comparison, Study
@@ -27,7 +22,6 @@ from muonlab.study.statistics import (
     mean_difference,
     pair_differences,
 )
-from muonlab.study.tuning import Box
 
 STUDY_MEASURES = (
     Column(key="steady_seconds", heading="Training time (s)", digits=1),
@@ -238,42 +232,6 @@ def _reading(mean: float, num_pairs: int, p: float, same: float) -> str:
     return "not told apart"
 
 
-def value_figures(study: Study, frame: pd.DataFrame, caption: str) -> list[Figure]:
-    """The first measure of every arm, and the paired differences, each with its interval."""
-    measure = measure_column(study.measures[0])
-    arms = {
-        arm_label(arm): list(_finite(frame.loc[frame["arm"] == arm.name, measure.key].to_numpy()))
-        for arm in study.arms
-        if measure.key in frame
-    }
-    pairs = {
-        f"{comparison.arm} − {comparison.baseline}": list(_finite(paired(frame, comparison)))
-        for comparison in study.comparisons
-        if comparison.measure == measure.key and measure.key in frame
-    }
-    wanted = (
-        ("values", f"{measure.heading} at the end", measure.heading, arms),
-        ("differences", "Paired differences", f"difference: {measure.heading.lower()}", pairs),
-    )
-    return [
-        IntervalFigure(
-            name=name,
-            title=title,
-            value_label=label,
-            caption="Points: seeds. Marks: mean and its 95 % t interval. Diverged runs are in the "
-            f"table only. {caption}",
-            values={key: values for key, values in groups.items() if values},
-        )
-        for name, title, label, groups in wanted
-        if any(groups.values())
-    ]
-
-
-def _finite(values: np.ndarray) -> np.ndarray:
-    numbers = np.asarray(values, dtype=float)
-    return numbers[np.isfinite(numbers)]
-
-
 def trials_table(trials: pd.DataFrame, caption: str) -> Table:
     """Every tuning trial, the chosen ones said so."""
     fields = [key for key in trials if str(key).startswith("tuned/")]
@@ -292,42 +250,6 @@ def trials_table(trials: pd.DataFrame, caption: str) -> Table:
             Column(key="chosen", heading="Chosen"),
         ),
     )
-
-
-def search_figures(
-    study: Study, trials: pd.DataFrame, spaces: Mapping[str, Box], caption: str
-) -> Iterator[Figure]:
-    """Loss over every searched field of every arm, the chosen value and the range's edges."""
-    for arm in study.arms:
-        tried = [row for row in trials.to_dict("records") if row["arm"] == arm.name]
-        shown = [row for row in tried if math.isfinite(row["loss"])]
-        if arm.search is None or not shown:
-            continue
-        for field, limits in spaces[arm.name].items():
-            key = f"tuned/{field}"
-            lost = [f"{row[key]:.3g}" for row in tried if math.isinf(row["loss"])]
-            diverged = f"Diverged at {', '.join(lost)}. " if lost else ""
-            points = {"trials": shown, "chosen": [row for row in shown if row["chosen"]]}
-            yield CurveFigure(
-                name=f"search-{arm.name}-{field}",
-                title=f"{arm.name}: search of {field}",
-                x_label=field,
-                y_label=measure_column(arm.search.measure).heading.lower(),
-                caption=f"Dotted: the edges of the range searched. {diverged}{caption}",
-                curves=[
-                    _trials_curve(name, rows, key, arm.search.seed)
-                    for name, rows in points.items()
-                    if rows
-                ],
-                log_x=True,
-                limits=limits,
-                joined=len(arm.search.space) == 1,  # else neighbours differ in the other fields
-            )
-
-
-def _trials_curve(name: str, rows: Sequence[dict[Hashable, Any]], key: str, seed: int) -> Curve:
-    x, y = np.array(sorted((row[key], row["loss"]) for row in rows)).T
-    return Curve(arm=name, seed=seed, x=x, y=y)
 
 
 def runs_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
