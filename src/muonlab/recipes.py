@@ -57,19 +57,19 @@ def small() -> RunConfig:
             attention=MHSAConfig(num_heads=4),
             ffn=MoEConfig(hidden_dim=352, num_experts=8, top_k=2, gated=True),
         ),
-        optimizer=MuonConfig(lr=0.012),  # results/small-learning-rate
+        optimizer=MuonConfig(lr=0.015, adamw_lr_ratio=5.4),  # results/p1-compute.small
         train=TrainConfig(steps=600, batch_size=16, sequence_length=256, evaluate_every=50),
     )
 
 
 def small_adamw() -> RunConfig:
-    """`small` trained by AdamW at its own tuned learning rate."""
+    """`small` trained by AdamW at its own tuned learning rates."""
     config = small()
     return RunConfig(
         name=config.name,
         variant="adamw",
         model=config.model,
-        optimizer=AdamWConfig(lr=0.004),  # results/small-learning-rate
+        optimizer=AdamWConfig(lr=0.0033, other_lr_ratio=30.0),  # results/p1-compute.small
         train=config.train,
     )
 

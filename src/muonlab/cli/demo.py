@@ -24,9 +24,10 @@ PROMPT_TOKENS = 12
 INTRODUCTION = (
     "Two Mixture-of-Experts language models of the same shape, trained on the same batches in the "
     "same order from the same initial weights with the same schedule. One has Muon for its hidden "
-    "matrices and AdamW for the rest, the other AdamW for everything. Each learning rate is the "
-    "best of three a factor of two apart, chosen on the validation split with another seed, and "
-    "lies between the other two. One pair of runs is an illustration, not a measurement: "
+    "matrices and AdamW for the rest, the other AdamW for everything. Each has two "
+    "learning rates, one for the hidden matrices and one for the rest, the best of 9 to 13 pairs "
+    "tried with another seed on the validation split (results/p1-compute.small, which compares "
+    "the two with five seeds). One pair of runs is an illustration, not a measurement: "
     "it has no confidence interval."
 )
 

@@ -19,7 +19,7 @@ from muonlab.theory.check import Row
 from muonlab.theory.training import Moment, hidden_matrices, moments, singular_values
 
 LOGIT_LIMIT = 100.0  # 2507.20534: MuonClip's threshold
-ADAMW_LR = 4e-3  # of recipe small_adamw
+ADAMW_LR = 4e-3  # results/small-learning-rate
 
 
 @dataclass(frozen=True, slots=True)
