@@ -25,6 +25,7 @@ from muonlab.config import RunConfig
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
 from muonlab.model.attention import AttentionConfig, CausalMHLAConfig, MHSAConfig
+from muonlab.optim.config import MuonConfig
 from muonlab.recipes import small
 from muonlab.runs import RunDirectory, load_weights
 from muonlab.train import train
@@ -60,6 +61,7 @@ class Options:
             variant=arm.replace(" ", "-"),
             seed=seed,
             model=replace(base.model, max_length=self.sequence_length, attention=attention),
+            optimizer=MuonConfig(lr=0.012),  # results/small-learning-rate
             train=replace(
                 base.train,
                 steps=self.steps,

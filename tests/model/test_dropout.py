@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from muonlab.model.attention.softmax import BLOCK, causal_attention
+from muonlab.model.attention.softmax import BLOCK, EXPLICIT_MAX_LENGTH, causal_attention
 from muonlab.model.dropout import Dropout, dropout_mask
 
 
@@ -35,9 +35,10 @@ def test_it_draws_from_the_global_stream_in_training_only():
     assert layer.eval()(x) is x
 
 
-def test_causal_attention_with_dropout_equals_autograd_of_the_same_masks():
+@pytest.mark.parametrize("length", [BLOCK + 40, EXPLICIT_MAX_LENGTH + 40])
+def test_causal_attention_with_dropout_equals_autograd_of_the_same_masks(length: int):
     torch.manual_seed(2)
-    length, scale, probability = BLOCK + 40, 0.4, 0.3
+    scale, probability = 0.4, 0.3
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in "qkv")
     gradient = torch.randn(2, 3, length, 8, dtype=torch.float64)
 

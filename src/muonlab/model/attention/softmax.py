@@ -13,8 +13,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from muonlab.model.dropout import dropout_mask
 
 # Up to this length the explicit form is faster forward+backward on a CPU than torch's flash
-# kernel (measured: 2.6 x at 256, 2.3 x at 512, 1.4 x at 1024; about even at 2048). With dropout that
-# kernel does not exist there, and torch's own explicit form takes four to ten times as long as ours.
+# kernel (measured: 2.6 x at 256, 2.3 x at 512, 1.4 x at 1024; about even at 2048). With dropout
+# there is no such kernel: torch's own explicit form takes 4 x as long at 2048, 7 x at 4096.
 EXPLICIT_MAX_LENGTH = 1024
 BLOCK = 128
 
