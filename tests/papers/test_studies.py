@@ -32,12 +32,14 @@ def frame_of(study, loss, *, seeds=None):
             "status": "finished",
             "val/loss": loss(arm, seed),
             "steady_seconds": math.nan,
+            "peak_memory_bytes": 1e8 * arm.labels.get("length", 0),
             **arm.labels,
         }
         for arm in study.arms
         for seed in (study.seeds if seeds is None else seeds)
     ]
-    columns = ["arm", "seed", "protocol", "status", "val/loss", "steady_seconds"]
+    figures = ["val/loss", "steady_seconds", "peak_memory_bytes"]
+    columns = ["arm", "seed", "protocol", "status", *figures]
     labels = dict.fromkeys(label for arm in study.arms for label in arm.labels)
     return pd.DataFrame(rows, columns=[*columns, *labels])
 
@@ -246,6 +248,22 @@ def test_the_leak_is_what_held_out_documents_lose():
     (verdict,) = study.judge(frame_of(study, loss))
     assert verdict.verdict == "artefact of the protocol"
     assert "3.000 nats" in verdict.sentence
+
+
+def test_latents_are_described_by_loss_time_and_memory():
+    study = study_of("p2-latents")
+    frame = frame_of(study, lambda arm, seed: 4.0 + 0.001 * arm.labels["latents"])
+    (verdict,) = study.judge(frame)
+    assert verdict.verdict == "inconclusive", "the paper states no outcome"
+    assert "at 2048 tokens 4.032 with 32, 4.064 with 64, 4.128 with 128, 4.000 nats with MHSA" in (
+        verdict.sentence
+    )
+    assert "peak memory by 1.00 to 1.00" in verdict.sentence
+    assert "missing" not in verdict.sentence
+    (verdict,) = study.judge(frame.loc[frame["arm"] != "mhsa-4096-honest"])
+    assert "at 2048 tokens" in verdict.sentence
+    assert "at 4096 tokens" not in verdict.sentence
+    assert verdict.sentence.endswith("Runs are missing.")
 
 
 def test_published_text_is_read_as_often_as_in_the_paper():

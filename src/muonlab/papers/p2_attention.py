@@ -31,6 +31,8 @@ from muonlab.study.experiment import (
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 UNTUNED = "Learning rates are the paper's, 0.01 and 0.001: no arm is tuned."
+LATENT_LENGTHS = (1024, 2048, 4096)  # tokens
+LATENT_COUNTS = (32, 64, 128)
 LATENT_KINDS: dict[Protocol, str] = {"as_published": "mhla", "honest": "causal_mhla"}
 
 
@@ -252,7 +254,7 @@ def latents(scale: Scale) -> Study:
     """32, 64 and 128 latents at 1024, 2048 and 4096 tokens: loss, time and memory."""
     updates = UPDATES // 2
     arms = []
-    for length in (1024, 2048, 4096):
+    for length in LATENT_LENGTHS:
         for protocol, kind in LATENT_KINDS.items():
             config = base(scale, protocol, updates=updates)
             config = _with_length(config, length)
@@ -264,7 +266,7 @@ def latents(scale: Scale) -> Study:
                     config=config,
                 )
             )
-            for count in (32, 64, 128):
+            for count in LATENT_COUNTS:
                 arms.append(
                     Arm(
                         name=f"{kind.replace('_', '.')}-{count}-{length}-{SHORT[protocol]}",
@@ -275,33 +277,17 @@ def latents(scale: Scale) -> Study:
                 )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        texts = []
-        for length in (1024, 2048, 4096):
-            losses = {
-                count: mean(frame, f"causal.mhla-{count}-{length}-honest")
-                for count in (32, 64, 128)
-            } | {0: mean(frame, f"mhsa-{length}-honest")}
-            if any(pd.isna(loss) for loss in losses.values()):
-                return [
-                    Verdict(
-                        claim="P2-latents",
-                        verdict="inconclusive",
-                        sentence=f"At {scale} scale, runs at length {length} are missing.",
-                    )
-                ]
-            texts.append(
-                f"at {length} tokens "
-                + ", ".join(f"{loss:.3f} with {count}" for count, loss in losses.items() if count)
-                + f", {losses[0]:.3f} with MHSA"
-            )
+        texts = [_latents_text(frame, length) for length in LATENT_LENGTHS]
+        said = "; ".join(text for text in texts if text)
+        missing = "" if all(texts) else " Runs are missing."
         return [
             Verdict(
                 claim="P2-latents",
                 verdict="inconclusive",
-                sentence=f"Causal latents under the honest protocol, {scale} scale: "
-                f"{'; '.join(texts)} (nats). The paper states no outcome to confirm.",
+                sentence=f"Causal latents under the honest protocol, {scale} scale: {said}. The "
+                f"paper states no outcome to confirm.{missing}",
                 paper="future work, no value",
-                ours="; ".join(texts),
+                ours=said,
             )
         ]
 
@@ -320,6 +306,26 @@ def latents(scale: Scale) -> Study:
             if arm.labels["latents"]
         ),
         notes=(UNTUNED,),
+    )
+
+
+def _latents_text(frame: pd.DataFrame, length: int) -> str:
+    """Loss by the number of latents, time and memory against plain attention's; "" without runs."""
+    plain = f"mhsa-{length}-honest"
+    arms = {count: f"causal.mhla-{count}-{length}-honest" for count in LATENT_COUNTS}
+    losses = {count: mean(frame, arm) for count, arm in arms.items()}
+    if any(pd.isna(loss) for loss in (*losses.values(), mean(frame, plain))):
+        return ""
+    by_count = ", ".join(f"{loss:.3f} with {count}" for count, loss in losses.items())
+
+    def share(count: int, measure: str) -> str:
+        return f"{mean(frame, arms[count], measure) / mean(frame, plain, measure):.2f}"
+
+    low, high = min(LATENT_COUNTS), max(LATENT_COUNTS)
+    return (
+        f"at {length} tokens {by_count}, {mean(frame, plain):.3f} nats with MHSA, whose time is "
+        f"multiplied by {share(low, 'steady_seconds')} to {share(high, 'steady_seconds')} and its "
+        f"peak memory by {share(low, 'peak_memory_bytes')} to {share(high, 'peak_memory_bytes')}"
     )
 
 
