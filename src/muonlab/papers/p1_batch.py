@@ -9,9 +9,9 @@ import pandas as pd
 
 from muonlab.config import RunConfig
 from muonlab.papers.judging import complete_seeds
-from muonlab.papers.p1 import CONTENDERS, OPTIMIZERS, RANGES, base, percent_of
-from muonlab.papers.scales import LEARNING_RATE, SEEDS, with_batch, with_optimizer, with_updates
-from muonlab.study.experiment import Arm, Scale, Search, Study, Verdict
+from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, percent_of, search_of
+from muonlab.papers.scales import SEEDS, with_batch, with_optimizer, with_updates
+from muonlab.study.experiment import Arm, Scale, Study, Verdict
 from muonlab.study.statistics import trend
 from muonlab.study.targets import Budgets, CostRatio, cost_ratio
 from muonlab.verdicts import VerdictName
@@ -25,13 +25,13 @@ def batch(scale: Scale) -> Study:
     config = base(scale)
     sizes = [round(config.train.batch_size * factor) for factor in FACTORS]
     arms = []
-    for size, name, budget in itertools.product(sizes, CONTENDERS, BUDGETS):
+    for size, name, budget in itertools.product(sizes, FAIR, BUDGETS):
         arms.append(
             Arm(
                 name=_arm(name, size, budget),
                 labels={"optimizer": name, "batch": size, "budget": budget},
                 config=with_optimizer(_sized(config, size, budget), OPTIMIZERS[name]),
-                search=Search(space={LEARNING_RATE: RANGES[name]}) if budget == 1 else None,
+                search=search_of(FAIR[name]) if budget == 1 else None,
                 tuned_as=_arm(name, size, 1.0) if budget != 1 else None,
             )
         )
@@ -49,6 +49,7 @@ def batch(scale: Scale) -> Study:
         seeds=SEEDS,
         judge=judge,
         notes=(
+            FAIR_NOTE,
             "Every budget is a run of its own, annealed to zero. Learning rates are tuned at each "
             "batch size for the full budget. How compute trades against time, the other half of "
             "the claim, needs machines that gain from large batches and is not judged.",
@@ -90,7 +91,7 @@ def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int
     ratios: dict[int, CostRatio] = {}
     per_seed: list[tuple[float, float]] = []
     for size, costs in tokens.items():
-        budgets = {name: _budgets(frame, seeds, name, size, costs) for name in CONTENDERS}
+        budgets = {name: _budgets(frame, seeds, name, size, costs) for name in FAIR}
         ratios[size] = _ratio(budgets["muon"], budgets["adamw"])
         for row in range(len(seeds)):
             single = {

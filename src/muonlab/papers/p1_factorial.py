@@ -14,16 +14,16 @@ from muonlab.config import RunConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 from muonlab.papers.judging import Pair, compare, judge_interval, values
-from muonlab.papers.p1 import CONTENDERS, OPTIMIZERS, RANGES, base
-from muonlab.papers.scales import LEARNING_RATE, SEEDS, attention, with_attention, with_optimizer
-from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
+from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
+from muonlab.papers.scales import SEEDS, attention, with_attention, with_optimizer
+from muonlab.study.experiment import Arm, Comparison, Scale, Study, Verdict
 from muonlab.study.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
 from muonlab.verdicts import VerdictName
 
 CLAIMED = (-0.12, -0.08)  # of the perplexity
 FACTORS = ("MLA", "MoE", "Muon")
 ATTENTIONS = ("mhsa", "mla")
-LEVELS = (ATTENTIONS, ("dense.total", "moe"), CONTENDERS)  # of each factor
+LEVELS = (ATTENTIONS, ("dense.total", "moe"), tuple(FAIR))  # of each factor
 FEED_FORWARDS = ("dense.active", "dense.total", "moe")
 WHOLE = Pair(arm="mla-moe-muon", baseline="mhsa-dense.total-adamw")
 
@@ -32,14 +32,14 @@ def factorial(scale: Scale) -> Study:
     """Twelve arms; the two kinds of dense layers share the rest of the design."""
     config = base(scale)
     arms = []
-    for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, CONTENDERS):
+    for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, FAIR):
         shaped = with_attention(_with_feed_forward(config, ffn), attention(kind, config))
         arms.append(
             Arm(
                 name=f"{kind}-{ffn}-{name}",
                 labels={"attention": kind, "feed-forward": ffn, "optimizer": name},
                 config=with_optimizer(shaped, OPTIMIZERS[name]),
-                search=Search(space={LEARNING_RATE: RANGES[name]}),
+                search=search_of(FAIR[name]),
             )
         )
 
@@ -65,6 +65,7 @@ def factorial(scale: Scale) -> Study:
             )
         ),
         notes=(
+            FAIR_NOTE,
             "Experts have a hidden width of their own; dense.active is as wide as the experts that "
             "a token uses, dense.total as all of them. MLA has fewer parameters than MHSA at the "
             "same width.",
