@@ -10,6 +10,7 @@ import pytest
 from muonlab.cli import run
 from muonlab.config import override
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
+from muonlab.report.page import to_html
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
 from muonlab.study.experiment import Measurement, Study, Verdict
@@ -199,6 +200,8 @@ def test_labels_of_numbers_are_axes(tmp_path: Path) -> None:
     assert list(diverged.x) == [2, 4]
     assert list(other.x) == [2, 4, 64]
     assert list(other.y) == [frame["val/loss"].loc[f"muon-{size}", 1] for size in (2, 4, 64)]
+    page = to_html(report)
+    assert page.count('<figure class="wide">') == 4, "curves of twelve arms over the whole width"
 
 
 def test_no_runs_at_all(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def plotly_json(figure: Figure) -> dict[str, Any]:
     if isinstance(figure, CurveFigure):
         drawn.add_traces(list(_curve_traces(figure)))
         x_label, y_label = figure.x_label, figure.y_label
-        drawn.update_layout(height=420)
+        drawn.update_layout(height=392 + 14 * len(_by_arm(figure.curves)))
+        if is_crowded(figure):
+            drawn.update_layout(legend_font_size=11)
         if figure.log_x:
             drawn.update_xaxes(type="log")
         for limit in figure.limits:
@@ -81,6 +83,11 @@ def plotly_json(figure: Figure) -> dict[str, Any]:
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     return json.loads(str(to_json_plotly(drawn)))
+
+
+def is_crowded(figure: Figure) -> bool:
+    """Whether there are more arms than colours, so that the legend wants room of its own."""
+    return isinstance(figure, CurveFigure) and len(_by_arm(figure.curves)) > len(COLOURS)
 
 
 def _by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
@@ -129,10 +136,10 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for limit in figure.limits:
         axes.axvline(limit, color="#777777", linestyle=":", linewidth=1.2)
-    if len(axes.get_legend_handles_labels()[1]) <= len(COLOURS):
-        axes.legend(frameon=False, fontsize=8).set_in_layout(False)
-    else:
+    if is_crowded(figure):
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.legend(frameon=False, fontsize=8).set_in_layout(False)
 
 
 def _draw_intervals(figure: IntervalFigure, axes: Axes) -> None:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Samples, Table
-from muonlab.report.figures import plotly_json
+from muonlab.report.figures import is_crowded, plotly_json
 
 
 def to_html(report: Report) -> str:
@@ -25,6 +25,7 @@ def to_html(report: Report) -> str:
     environment.tests |= {
         "table": lambda item: isinstance(item, Table),
         "figure": lambda item: isinstance(item, CurveFigure | IntervalFigure),
+        "crowded": is_crowded,
         "samples": lambda item: isinstance(item, Samples),
     }
     return environment.get_template("page.html").render(
