@@ -66,7 +66,7 @@ def assert_whole(study: Study, root: Path, uncut: Path) -> None:
     assert len(written(root)) == 4
     for rows in StudyResults(study, root).curves.values():
         steps = rows.dropna(subset=["train/loss"])["step"]
-        assert list(steps) == list(range(1, 61))
+        assert list(steps) == list(range(1, study.arms[0].config.train.steps + 1))
 
 
 @pytest.fixture(scope="module")
