@@ -278,7 +278,7 @@ def latents(scale: Scale) -> Study:
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         texts = [_latents_text(frame, length) for length in LATENT_LENGTHS]
-        said = "; ".join(text for text in texts if text)
+        said = "; ".join(text for text in texts if text) or "no length has all its runs"
         missing = "" if all(texts) else " Runs are missing."
         return [
             Verdict(

@@ -38,9 +38,11 @@ PNG_DPI = 150
 def write_png(figure: Figure, path: Path) -> None:
     """Draw ``figure`` with its caption below, on white, 1200 pixels wide."""
     caption = textwrap.fill(figure.caption, 110)
-    rows = len(figure.values) if isinstance(figure, IntervalFigure) else len(_by_arm(figure.curves))
-    inches = 0.25 if isinstance(figure, IntervalFigure) else 0.17  # a row, or a legend's line
-    height = max(4.2, 1.6 + inches * rows) + 0.16 * caption.count("\n")
+    if isinstance(figure, IntervalFigure):
+        lines = 0.25 * len(figure.values)  # inches of its rows
+    else:
+        lines = 0.17 * len(_by_arm(figure.curves))  # of its legend
+    height = max(4.2, 1.6 + lines) + 0.16 * caption.count("\n")
     canvas = Canvas(figsize=(8, height), dpi=PNG_DPI, layout="constrained")
     axes = canvas.add_subplot()
     axes.set_title(figure.title, loc="left", fontweight="bold")

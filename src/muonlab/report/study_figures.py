@@ -58,17 +58,8 @@ def label_figures(study: Study, frame: pd.DataFrame, caption: str) -> Iterator[F
     measure = measure_column(study.measures[0])
     if measure.key not in frame:
         return
-    several = len({arm.protocol for arm in study.arms}) > 1
     for label in dict.fromkeys(key for arm in study.arms for key in arm.labels):
-        lines: dict[str, dict[float, str]] = {}  # line → level → arm
-        for arm in study.arms:
-            level = arm.labels.get(label)
-            if isinstance(level, int | float):
-                rest = [f"{key} {value}" for key, value in arm.labels.items() if key != label]
-                if several or not rest:
-                    rest.append(PROTOCOLS[arm.protocol])
-                line = f"{arm_label(arm).removesuffix(arm.name)}{', '.join(rest)}"
-                lines.setdefault(line, {})[level] = arm.name
+        lines = _lines(study, label)
         levels = {level for line in lines.values() for level in line}
         curves = [
             curve
@@ -87,6 +78,21 @@ def label_figures(study: Study, frame: pd.DataFrame, caption: str) -> Iterator[F
                 curves=curves,
                 log_x=max(levels) > LOG_RANGE * min(levels) > 0,
             )
+
+
+def _lines(study: Study, label: str) -> dict[str, dict[float, str]]:
+    """The arms that have a number as ``label``: the rest of their labels → the number → arm."""
+    several = len({arm.protocol for arm in study.arms}) > 1
+    lines: dict[str, dict[float, str]] = {}
+    for arm in study.arms:
+        level = arm.labels.get(label)
+        if isinstance(level, int | float):
+            rest = [f"{key} {value}" for key, value in arm.labels.items() if key != label]
+            if several or not rest:
+                rest.append(PROTOCOLS[arm.protocol])
+            line = f"{arm_label(arm).removesuffix(arm.name)}{', '.join(rest)}"
+            lines.setdefault(line, {})[level] = arm.name
+    return lines
 
 
 def _level_curves(

@@ -53,7 +53,10 @@ def causal_attention(
 
 
 def kept_probabilities(length: int) -> int:
-    """Values a head keeps for the backward pass on a CPU besides queries, keys, values, output."""
+    """Values a head keeps for the backward pass on a CPU besides queries, keys, values, output.
+
+    Without dropout, which keeps probabilities at every length, and as many values of a mask.
+    """
     if length > EXPLICIT_MAX_LENGTH:
         return 0
     return sum(
