@@ -23,6 +23,12 @@ def _same_threads():
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one: the test runs once on each."""
+    return torch.device(request.param)
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "invented.txt", 30_000)

@@ -4,12 +4,14 @@ from muonlab.optim.groups import build_groups, describe_groups, format_groups
 from muonlab.optim.layout import MatrixSpec
 from muonlab.optim.muon import Muon, NonfiniteGradientError
 from muonlab.optim.polar import orthogonalise, step_flops
+from muonlab.optim.processor import bf16_is_native
 from muonlab.optim.schedules import polar_express
 
 __all__ = [
     "MatrixSpec",
     "Muon",
     "NonfiniteGradientError",
+    "bf16_is_native",
     "build_groups",
     "describe_groups",
     "format_groups",
