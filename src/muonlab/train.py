@@ -53,6 +53,7 @@ def train(
     check_installed(settings.trackers)
     model = config.model.build(stream_seed(config.seed, "init"), device)
     optimizer = config.optimizer.build(model)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
     qk_clip = QKClip(model, config.optimizer.qk_clip)
 
     with contextlib.ExitStack() as stack:
@@ -98,8 +99,8 @@ def train(
         while step < settings.steps:
             started = time.perf_counter()
             multiplier = config.learning_rate.multiplier(step, settings.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * multiplier
+            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base_rate * multiplier
 
             wants_diagnostics = (
                 settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0

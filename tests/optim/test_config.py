@@ -32,7 +32,7 @@ def test_muon_config():
     muon, adamw, vectors = groups_of(MuonConfig(lr=0.01, adamw_lr_ratio=0.5, weight_decay=0.2))
     assert (muon["algorithm"], muon["lr"], muon["weight_decay"]) == ("muon", 0.01, 0.2)
     assert muon["scale"] == "match_rms_adamw"
-    assert (adamw["lr"], adamw["weight_decay"], adamw["initial_lr"]) == (0.005, 0.1, 0.005)
+    assert (adamw["lr"], adamw["weight_decay"]) == (0.005, 0.1)
     assert (vectors["lr"], vectors["weight_decay"]) == (0.005, 0.0)
 
 

@@ -40,7 +40,15 @@ def test_closure_add_param_group_and_zero_grad():
 
     losses = [muon.step(closure).item() for _ in range(20)]
     assert losses[-1] < losses[0]
-    assert muon.param_groups[1]["initial_lr"] == 0.1
+    assert muon.param_groups[1]["lr"] == 0.1
+
+
+def test_a_new_rate_counts_for_a_new_scheduler():
+    (p,) = parameters((4, 4))
+    muon = Muon([p], lr=0.1)
+    muon.param_groups[0]["lr"] = 0.02
+    torch.optim.lr_scheduler.LambdaLR(muon, lambda step: 0.5)
+    assert muon.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_a_tensor_learning_rate_equals_a_number():

@@ -114,7 +114,6 @@ class Muon(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        group.setdefault("initial_lr", group["lr"])
 
     def _check_group(self, group: dict[str, Any]) -> None:
         unknown = set(group) - set(self.defaults) - _GROUP_DATA

@@ -32,11 +32,12 @@ def moments(config: RunConfig, data: TokenData) -> Iterator[Moment]:
     """
     model = config.model.build(stream_seed(config.seed, "init"))
     optimizer = config.optimizer.build(model)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
     for step in range(config.train.steps + 1):
-        for group in optimizer.param_groups:
-            multiplier = config.learning_rate.multiplier(step, config.train.steps)
-            group["lr"] = group["initial_lr"] * multiplier
+        multiplier = config.learning_rate.multiplier(step, config.train.steps)
+        for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = base_rate * multiplier
         loss = accumulate_gradients(config, model, data, step, torch.device("cpu"))
         yield Moment(step, loss, model, optimizer)
         if step < config.train.steps:
