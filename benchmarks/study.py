@@ -22,14 +22,14 @@ from rich.table import Table
 
 from muonlab.bench.interleave import interleave, paired_ratio
 from muonlab.config import RunConfig
+from muonlab.lab.executors import Executor, open_executor
+from muonlab.lab.experiment import Study
+from muonlab.lab.plan import Job, Plan
+from muonlab.lab.record import status, write_record
+from muonlab.lab.worker import Options
 from muonlab.papers import p1, scales
 from muonlab.report.study import write_study
 from muonlab.runs import RunDirectory
-from muonlab.study.executors import Executor, open_executor
-from muonlab.study.experiment import Study
-from muonlab.study.plan import Job, Plan
-from muonlab.study.record import status, write_record
-from muonlab.study.worker import Options
 from tests.report.browser import CHROMIUM, browser
 from tests.report.invented_studies import invented_study, make_runs
 

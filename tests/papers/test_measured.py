@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 
+from muonlab.lab.experiment import Measurement
 from muonlab.papers import EXPERIMENTS
-from muonlab.study.experiment import Measurement
 
 pytestmark = pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
 

@@ -1,9 +1,9 @@
 import pandas as pd
 import pytest
 
+from muonlab.lab.experiment import Measurement
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.p1_measured import FIVE, PARTS, SPECTRUM
-from muonlab.study.experiment import Measurement
 
 
 def measurement(name):

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from muonlab.lab.experiment import Study
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.p1_stability import FACTORS
-from muonlab.study.experiment import Study
 
 
 def study_of(name):

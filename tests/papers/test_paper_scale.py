@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from muonlab.lab.experiment import Study
 from muonlab.papers import EXPERIMENTS
-from muonlab.study.experiment import Study
 
 
 def shapes():

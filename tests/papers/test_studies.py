@@ -9,9 +9,10 @@ import pytest
 
 from muonlab.config import from_json, to_json
 from muonlab.data import LeakyWindowSplit
+from muonlab.lab.arms import Pair
+from muonlab.lab.experiment import SCALES, Measurement, Scale, Study
+from muonlab.lab.rules import judge_difference, judge_interval
 from muonlab.papers import EXPERIMENTS
-from muonlab.papers.judging import Pair, judge_difference, judge_interval
-from muonlab.study.experiment import SCALES, Measurement, Scale, Study
 
 STUDIES = [name for name, make in EXPERIMENTS.items() if isinstance(make("nano"), Study)]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import override
+from muonlab.lab.experiment import Arm, Comparison, PaperRow, Search, Study, Verdict
+from muonlab.lab.plan import Job, Plan
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
-from muonlab.study.experiment import Arm, Comparison, PaperRow, Search, Study, Verdict
-from muonlab.study.plan import Job, Plan
 
 from .conftest import facts
 

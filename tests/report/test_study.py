@@ -9,14 +9,14 @@ import pytest
 
 from muonlab.cli import run
 from muonlab.config import override
+from muonlab.lab.experiment import Measurement, Study, Verdict
+from muonlab.lab.plan import Plan
+from muonlab.lab.results import StudyResults
+from muonlab.lab.statistics import holm, paired_difference
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.page import to_html
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
-from muonlab.study.experiment import Measurement, Study, Verdict
-from muonlab.study.plan import Plan
-from muonlab.study.results import StudyResults
-from muonlab.study.statistics import holm, paired_difference
 
 from .browser import CHROMIUM, browser
 from .invented_studies import RATE, SEARCH, invented_study, make_runs

@@ -7,9 +7,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from muonlab.lab.plan import ROOT
 from muonlab.report.claims import RESULTS, ledger, write_ledger
 from muonlab.report.verdicts import signed
-from muonlab.study.plan import ROOT
 
 
 def list_claims(

@@ -12,15 +12,15 @@ from tyro.extras import SubcommandApp
 
 from muonlab.cli.options import CACHE_DIR, CacheDir
 from muonlab.config import RunConfig, to_dict
+from muonlab.lab.cost import estimate
+from muonlab.lab.engine import Resources, run_measurement, run_study
+from muonlab.lab.executors import ExecutorName, default_workers
+from muonlab.lab.experiment import Arm, Experiment, Measurement, Scale, Study
+from muonlab.lab.plan import ROOT, Plan, folder_name
+from muonlab.lab.record import status as study_status
 from muonlab.papers import EXPERIMENTS
 from muonlab.report.claims import RESULTS
 from muonlab.report.study import write_study
-from muonlab.study.cost import estimate
-from muonlab.study.engine import Resources, run_measurement, run_study
-from muonlab.study.executors import ExecutorName, default_workers
-from muonlab.study.experiment import Arm, Experiment, Measurement, Scale, Study
-from muonlab.study.plan import ROOT, Plan, folder_name
-from muonlab.study.record import status as study_status
 
 application = SubcommandApp()
 StudyName = Annotated[

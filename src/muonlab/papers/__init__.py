@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from muonlab.lab.experiment import Experiment, Scale
 from muonlab.papers import p1_measured, p2_measured
 from muonlab.papers.p1 import compute
 from muonlab.papers.p1_batch import batch
@@ -10,7 +11,6 @@ from muonlab.papers.p1_factorial import factorial
 from muonlab.papers.p1_stability import stability
 from muonlab.papers.p2_attention import crossover, latents, leak, table4
 from muonlab.papers.p2_optimizer import table1, table2, table3
-from muonlab.study.experiment import Experiment, Scale
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "p1-compute": compute,

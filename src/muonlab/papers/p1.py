@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.lab.arms import complete_seeds, mean
+from muonlab.lab.cost import model_flops
+from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
+from muonlab.lab.rules import judge_interval
+from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers import scales
-from muonlab.papers.judging import complete_seeds, judge_interval, mean
 from muonlab.papers.scales import LEARNING_RATE, with_optimizer, with_updates
 from muonlab.recipes import p1_125m, small
-from muonlab.study.cost import model_flops
-from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
-from muonlab.study.targets import Budgets, CostRatio, cost_ratio
 
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 4 / 3)  # of AdamW's updates

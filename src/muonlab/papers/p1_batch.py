@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.papers.judging import complete_seeds
+from muonlab.lab.arms import complete_seeds
+from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
+from muonlab.lab.statistics import trend
+from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
 from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, percent_of, search_of
 from muonlab.papers.scales import SEEDS, with_batch, with_optimizer, with_updates
-from muonlab.study.experiment import Arm, Scale, Study, Verdict
-from muonlab.study.statistics import trend
-from muonlab.study.targets import Budgets, CostRatio, cost_ratio
-from muonlab.verdicts import VerdictName
 
 FACTORS = (1 / 4, 1, 4, 8)  # of the base's batch
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0)  # of the base's tokens

@@ -9,9 +9,11 @@ import json
 import pandas as pd
 
 from muonlab.config import RunConfig, override
+from muonlab.lab.arms import Pair, compare
+from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
+from muonlab.lab.statistics import Difference, excludes_zero
 from muonlab.optim.config import MuonConfig
 from muonlab.optim.schedules import KELLER
-from muonlab.papers.judging import Pair, compare, excludes_zero
 from muonlab.papers.p1 import ADAMW_RANGE, MUON_RANGE, base
 from muonlab.papers.scales import (
     LEARNING_RATE,
@@ -20,8 +22,6 @@ from muonlab.papers.scales import (
     with_attention,
     with_optimizer,
 )
-from muonlab.study.experiment import Arm, Comparison, Scale, Search, Study, Verdict
-from muonlab.study.statistics import Difference
 
 DEFAULT = "default"
 # learning-rate ranges of the variants whose steps are of another length, of equal log width

@@ -11,14 +11,14 @@ import math
 import pandas as pd
 
 from muonlab.config import RunConfig
+from muonlab.lab.arms import Pair, compare, values
+from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict, VerdictName
+from muonlab.lab.rules import judge_interval
+from muonlab.lab.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
-from muonlab.papers.judging import Pair, compare, judge_interval, values
 from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
 from muonlab.papers.scales import SEEDS, attention, with_attention, with_optimizer
-from muonlab.study.experiment import Arm, Comparison, Scale, Study, Verdict
-from muonlab.study.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
-from muonlab.verdicts import VerdictName
 
 CLAIMED = (-0.12, -0.08)  # of the perplexity
 FACTORS = ("MLA", "MoE", "Muon")

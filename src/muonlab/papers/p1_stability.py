@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import OptimizerConfig
+from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
+from muonlab.lab.statistics import wilson
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers.p1 import base
 from muonlab.papers.scales import attention, with_attention, with_optimizer
-from muonlab.study.experiment import Arm, Scale, Study, Verdict
-from muonlab.study.statistics import wilson
-from muonlab.verdicts import VerdictName
 
 CENTRES: dict[str, OptimizerConfig] = {  # at the learning rates of results/small-learning-rate
     "adamw": AdamWConfig(lr=0.004),

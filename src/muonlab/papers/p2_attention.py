@@ -6,7 +6,19 @@ import pandas as pd
 
 from muonlab.config import RunConfig
 from muonlab.data import DocumentSplit
-from muonlab.papers.judging import Pair, compare, excludes_zero, judge_difference, mean
+from muonlab.lab.arms import Pair, compare, mean
+from muonlab.lab.experiment import (
+    Arm,
+    Comparison,
+    PaperRow,
+    Protocol,
+    Scale,
+    Search,
+    Study,
+    Verdict,
+)
+from muonlab.lab.rules import judge_difference
+from muonlab.lab.statistics import excludes_zero
 from muonlab.papers.scales import (
     ATTENTIONS,
     LEARNING_RATE,
@@ -17,16 +29,6 @@ from muonlab.papers.scales import (
     base,
     with_attention,
     with_batch,
-)
-from muonlab.study.experiment import (
-    Arm,
-    Comparison,
-    PaperRow,
-    Protocol,
-    Scale,
-    Search,
-    Study,
-    Verdict,
 )
 
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")

@@ -12,12 +12,11 @@ from muonlab import machine
 from muonlab.bench.attention import crossover, default_kinds, measure_attention
 from muonlab.bench.interleave import interleave
 from muonlab.config import OptimizerConfig
+from muonlab.lab.experiment import Measurement, Scale, Verdict, VerdictName
 from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
 from muonlab.recipes import p2, p2_mhla
-from muonlab.study.experiment import Measurement, Scale, Verdict
-from muonlab.verdicts import VerdictName
 
 PROFILE_ROWS = 8  # sequences of one timed pass
 LENGTHS = (512, 1024, 2048, 4096)

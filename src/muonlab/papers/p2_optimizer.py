@@ -9,8 +9,20 @@ import dataclasses
 import pandas as pd
 
 from muonlab.config import OptimizerConfig
+from muonlab.lab.arms import Pair, compare, mean
+from muonlab.lab.experiment import (
+    Arm,
+    Comparison,
+    PaperRow,
+    Scale,
+    Search,
+    Study,
+    Verdict,
+    VerdictName,
+)
+from muonlab.lab.rules import judge_difference
+from muonlab.lab.statistics import excludes_zero
 from muonlab.optim.config import P2_ADAMW, P2_MUON, AdamWConfig
-from muonlab.papers.judging import Pair, compare, excludes_zero, judge_difference, mean
 from muonlab.papers.scales import (
     LEARNING_RATE,
     SEEDS,
@@ -19,16 +31,6 @@ from muonlab.papers.scales import (
     base,
     with_optimizer,
 )
-from muonlab.study.experiment import (
-    Arm,
-    Comparison,
-    PaperRow,
-    Scale,
-    Search,
-    Study,
-    Verdict,
-)
-from muonlab.verdicts import VerdictName
 
 TABLE2 = {  # loss, accuracy, seconds
     "full": (2.5347, 0.4948, 162),

@@ -12,6 +12,7 @@ from typing import Literal
 
 from muonlab.config import OptimizerConfig, RunConfig, TrainConfig
 from muonlab.data import DataConfig, DocumentSplit, LeakyWindowSplit, TrainBPE
+from muonlab.lab.experiment import Protocol, Scale
 from muonlab.model import ModelConfig
 from muonlab.model.attention import (
     AttentionConfig,
@@ -24,7 +25,6 @@ from muonlab.model.moe import MoEConfig
 from muonlab.optim.config import P2_MUON
 from muonlab.optim.learning_rate import LinearConfig, P2Config
 from muonlab.recipes import COSMOPEDIA, p2
-from muonlab.study.experiment import Protocol, Scale
 
 UPDATES = 250  # "1000 steps" of P2: it counts micro-batches
 ATTENTIONS = ("mhsa", "mhla", "causal_mhla", "mla")

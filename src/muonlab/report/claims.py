@@ -8,13 +8,12 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from muonlab.lab.experiment import SCALES, VERDICTS, Verdict, VerdictName
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.claims import CLAIMS, Claim
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.files import write_report
 from muonlab.report.verdicts import signed
-from muonlab.study.experiment import SCALES, Verdict
-from muonlab.verdicts import VERDICTS, VerdictName
 
 RESULTS = Path("results")
 THEORY = Path("runs/theory")

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from muonlab.lab.experiment import VERDICTS, Verdict
 from muonlab.report.content import Report
 from muonlab.report.figures import write_png
 from muonlab.report.markdown import to_markdown
 from muonlab.report.page import to_html
 from muonlab.runs import write_whole
-from muonlab.study.experiment import Verdict
-from muonlab.verdicts import VERDICTS
 
 
 def write_report(

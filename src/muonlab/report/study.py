@@ -8,6 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
+from muonlab.lab.plan import read_record
+from muonlab.lab.record import command
+from muonlab.lab.results import StudyResults, judge_measurement, measurement_frame
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import write_report
@@ -24,10 +28,6 @@ from muonlab.report.study_tables import (
     trials_table,
 )
 from muonlab.report.verdicts import verdict_table
-from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
-from muonlab.study.plan import read_record
-from muonlab.study.record import command
-from muonlab.study.results import StudyResults, judge_measurement, measurement_frame
 
 TIMES_APART = 1.2
 VALIDATION = (

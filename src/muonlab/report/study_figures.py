@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from muonlab.lab.experiment import Study
+from muonlab.lab.tuning import Box
 from muonlab.report.content import Curve, CurveFigure, Figure, IntervalFigure
 from muonlab.report.study_tables import PROTOCOLS, arm_label, measure_column, paired
-from muonlab.study.experiment import Study
-from muonlab.study.tuning import Box
 
 MIN_LEVELS = 3  # of a label, to be an axis
 LOG_RANGE = 20  # largest over smallest level from which on the axis is logarithmic

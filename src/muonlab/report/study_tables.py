@@ -6,14 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from muonlab.report.comparison import ARM, MEASURES
-from muonlab.report.content import (
-    WARNING_MARK,
-    Column,
-    Table,
-)
-from muonlab.study.experiment import Arm, Comparison, Study
-from muonlab.study.statistics import (
+from muonlab.lab.experiment import Arm, Comparison, Study
+from muonlab.lab.statistics import (
     EQUIVALENCE_MARGIN,
     Interval,
     bootstrap_interval,
@@ -21,6 +15,12 @@ from muonlab.study.statistics import (
     holm,
     mean_difference,
     pair_differences,
+)
+from muonlab.report.comparison import ARM, MEASURES
+from muonlab.report.content import (
+    WARNING_MARK,
+    Column,
+    Table,
 )
 
 STUDY_MEASURES = (

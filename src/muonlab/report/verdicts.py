@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from muonlab.lab.experiment import Verdict, VerdictName
 from muonlab.report.content import Column, Table
-from muonlab.study.experiment import Verdict
-from muonlab.verdicts import VerdictName
 
 SIGNS: Mapping[VerdictName, str] = {
     "reproduced": "✓",

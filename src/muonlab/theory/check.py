@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from muonlab.verdicts import VerdictName
+from muonlab.lab.experiment import VerdictName
 
 # requirement: without it nothing can be said; claim: what the paper says, in its own strength;
 # direction: the weaker statement that may hold where the claim does not; note: reported only.

@@ -11,10 +11,10 @@ from tiny_studies import LEARNING_RATE, arm, judge, study_of
 
 from muonlab.cli import run
 from muonlab.config import RunConfig
+from muonlab.lab.experiment import SCALES, Measurement, Study
+from muonlab.lab.plan import Plan, folder
+from muonlab.lab.record import status, write_record
 from muonlab.papers import EXPERIMENTS
-from muonlab.study.experiment import SCALES, Measurement, Study
-from muonlab.study.plan import Plan, folder
-from muonlab.study.record import status, write_record
 
 MakeConfig = Callable[..., RunConfig]
 Capture = pytest.CaptureFixture[str]

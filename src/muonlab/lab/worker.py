@@ -1,6 +1,6 @@
 """Making one run of a study, and the process that makes many of them one after another.
 
-    python -m muonlab.study.worker OPTIONS      reads a run's config a line, answers a reply a line
+    python -m muonlab.lab.worker OPTIONS      reads a run's config a line, answers a reply a line
 
 The end of its input is the only order to stop: it comes from an engine that closes the pipe, and
 from one that was killed. A training run then writes a checkpoint and can be resumed.

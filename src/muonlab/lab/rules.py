@@ -5,52 +5,12 @@ from paired seeds. The rules stand in `judge_difference` alone.
 """
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
-from muonlab.study.experiment import Scale, Verdict
-from muonlab.study.statistics import Difference, Numbers, paired_difference
-from muonlab.verdicts import VerdictName
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """Two arms of one protocol: ``arm`` is claimed to be lower than ``baseline``."""
-
-    arm: str
-    baseline: str
-
-
-def values(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> pd.Series:
-    """A measure of an arm's finished or diverged runs, by seed."""
-    found = frame.loc[frame["arm"] == arm, ["seed", measure]].dropna()
-    return pd.Series(found[measure].to_numpy(dtype=float), index=found["seed"])
-
-
-def mean(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> float:
-    found = values(frame, arm, measure)
-    return float(found.mean()) if len(found) else math.nan
-
-
-def paired_values(
-    frame: pd.DataFrame, pair: Pair, measure: str = "val/loss"
-) -> tuple[Numbers, Numbers]:
-    """Of ``arm`` and of ``baseline``, a value for every seed that both have."""
-    arm, baseline = (values(frame, name, measure) for name in (pair.arm, pair.baseline))
-    seeds = sorted(set(arm.index) & set(baseline.index))
-    return arm.loc[seeds].to_numpy(), baseline.loc[seeds].to_numpy()
-
-
-def compare(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> Difference:
-    """``arm`` minus ``baseline`` over the seeds that both have."""
-    return paired_difference(*paired_values(frame, pair, measure))
-
-
-def complete_seeds(frame: pd.DataFrame) -> list[int]:
-    """The seeds of which every run has finished or diverged; an error is neither."""
-    cut = set(frame.loc[frame["val/loss"].isna(), "seed"])
-    return [seed for seed in frame["seed"].unique() if seed not in cut]
+from muonlab.lab.arms import Pair, paired_values
+from muonlab.lab.experiment import Scale, Verdict, VerdictName
+from muonlab.lab.statistics import Numbers, excludes_zero, paired_difference
 
 
 def judge_interval(
@@ -138,16 +98,3 @@ def _verdict(published: _Compared, honest: _Compared, paper: float) -> VerdictNa
     if held == -side or side * strongest < abs(paper) / 2 * honest.baseline:
         return "artefact of the protocol"
     return "inconclusive"
-
-
-def excludes_zero(difference: Difference) -> int:
-    """−1 or 1 where the interval lies on that side of 0, else 0.
-
-    With divergences there is no interval: where all pairs diverged on one side, or by Wilcoxon's p.
-    """
-    if math.isinf(difference.mean):
-        surely = difference.num_diverged == difference.num_pairs > 1 or difference.p < 0.05
-        return (1 if difference.mean > 0 else -1) if surely else 0
-    if difference.high < 0:
-        return -1
-    return 1 if difference.low > 0 else 0

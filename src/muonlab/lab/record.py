@@ -11,12 +11,11 @@ from typing import Any
 import filelock
 
 from muonlab import machine
+from muonlab.lab.experiment import VERDICTS, Experiment, Measurement, Study, Verdict
+from muonlab.lab.plan import RECORD, Job, Plan, folder, read_record
+from muonlab.lab.worker import FAILURE
 from muonlab.manifest import git_state
 from muonlab.runs import RunDirectory, now, write_whole
-from muonlab.study.experiment import Experiment, Measurement, Study, Verdict
-from muonlab.study.plan import RECORD, Job, Plan, folder, read_record
-from muonlab.study.worker import FAILURE
-from muonlab.verdicts import VERDICTS
 
 ROWS = "measurement.csv"
 PACKAGES = ("muonlab", "torch", "optuna", "scipy")

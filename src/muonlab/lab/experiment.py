@@ -16,10 +16,18 @@ from typing import Literal
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.verdicts import VerdictName
 
 Scale = Literal["nano", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("nano", "small", "paper")
+VerdictName = Literal[
+    "reproduced",
+    "direction only",
+    "refuted",
+    "artefact of the protocol",
+    "not testable at this scale",
+    "inconclusive",
+]
+VERDICTS = "verdicts.json"  # the file that holds an experiment's
 Protocol = Literal["as_published", "honest"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 

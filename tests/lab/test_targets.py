@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from muonlab.study.targets import (
+from muonlab.lab.targets import (
     Budgets,
     PowerLaw,
     cost_ratio,

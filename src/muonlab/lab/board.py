@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from muonlab.config import RunConfig
-from muonlab.study.cost import model_flops
-from muonlab.study.plan import Job, Outcome, Plan
+from muonlab.lab.cost import model_flops
+from muonlab.lab.plan import Job, Outcome, Plan
 
 
 class Rates:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from muonlab.study.statistics import (
+from muonlab.lab.statistics import (
     bootstrap_interval,
     equivalence_p,
     factorial_effects,

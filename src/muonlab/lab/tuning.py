@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import qmc
 
-from muonlab.study.experiment import Search
+from muonlab.lab.experiment import Search
 
 EDGE = 0.05  # of the log range: a best value this close to a side is at its edge
 Values = tuple[tuple[str, float], ...]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from muonlab.config import RunConfig, to_dict
-from muonlab.study.plan import Job
-from muonlab.study.worker import Options, Reply, make_run
+from muonlab.lab.plan import Job
+from muonlab.lab.worker import Options, Reply, make_run
 
 ExecutorName = Literal["local", "ray"]
 STOP_SECONDS = 120.0  # for a worker to end its step and write a checkpoint
@@ -88,7 +88,7 @@ class _Worker:
         self.job: Job | None = None
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "muonlab.study.worker", json.dumps(asdict(options))],
+                [sys.executable, "-m", "muonlab.lab.worker", json.dumps(asdict(options))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from muonlab.study.experiment import Search
-from muonlab.study.tuning import Trial, at_edge, best, next_trials, plan
+from muonlab.lab.experiment import Search
+from muonlab.lab.tuning import Trial, at_edge, best, next_trials, plan
 
 RATE = "optimizer.lr"
 Loss = Callable[[Mapping[str, float]], float]

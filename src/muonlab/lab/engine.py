@@ -8,11 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from muonlab.runs import FailedRunError, write_whole
-from muonlab.study.board import Board
-from muonlab.study.executors import Executor, ExecutorName, open_executor
-from muonlab.study.experiment import Measurement, Study
-from muonlab.study.plan import (
+from muonlab.lab.board import Board
+from muonlab.lab.executors import Executor, ExecutorName, open_executor
+from muonlab.lab.experiment import Measurement, Study
+from muonlab.lab.plan import (
     ALL_DIVERGED,
     ROOT,
     Job,
@@ -22,9 +21,10 @@ from muonlab.study.plan import (
     read_outcome,
     read_record,
 )
-from muonlab.study.record import ROWS, command, write_facts, write_record, write_verdicts
-from muonlab.study.results import judge
-from muonlab.study.worker import FAILURE, Options, Reply, record_failure
+from muonlab.lab.record import ROWS, command, write_facts, write_record, write_verdicts
+from muonlab.lab.results import judge
+from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
+from muonlab.runs import FailedRunError, write_whole
 from muonlab.train import InterruptedRun, stop_signals
 
 TICK_SECONDS = 0.5

@@ -13,16 +13,16 @@ from tiny_studies import LEARNING_RATE, arm, judge, study_of, written
 
 from muonlab.config import RunConfig, override
 from muonlab.data import TokenData
+from muonlab.lab import engine
+from muonlab.lab.engine import FailedRunsError, Resources, run_measurement, run_study
+from muonlab.lab.executors import Executor
+from muonlab.lab.experiment import Measurement, Study
+from muonlab.lab.plan import Job, Plan, folder
+from muonlab.lab.record import status
+from muonlab.lab.results import StudyResults
+from muonlab.lab.results import judge as judge_study
+from muonlab.lab.worker import Options, Reply, make_run, record_failure
 from muonlab.runs import RunDirectory, RunError
-from muonlab.study import engine
-from muonlab.study.engine import FailedRunsError, Resources, run_measurement, run_study
-from muonlab.study.executors import Executor
-from muonlab.study.experiment import Measurement, Study
-from muonlab.study.plan import Job, Plan, folder
-from muonlab.study.record import status
-from muonlab.study.results import StudyResults
-from muonlab.study.results import judge as judge_study
-from muonlab.study.worker import Options, Reply, make_run, record_failure
 from muonlab.train import train
 
 MakeConfig = Callable[..., RunConfig]

@@ -14,11 +14,11 @@ from rich.console import Console
 from tiny_studies import arm, long_study, start_engine, study_of, written
 
 from muonlab.config import RunConfig
+from muonlab.lab.engine import FailedRunsError, Resources, run_study
+from muonlab.lab.experiment import Study
+from muonlab.lab.record import status
+from muonlab.lab.results import StudyResults
 from muonlab.runs import RunDirectory
-from muonlab.study.engine import FailedRunsError, Resources, run_study
-from muonlab.study.experiment import Study
-from muonlab.study.record import status
-from muonlab.study.results import StudyResults
 
 pytestmark = pytest.mark.slow  # a minute and more, with several processes for every core
 

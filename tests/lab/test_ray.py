@@ -11,8 +11,8 @@ from rich.console import Console
 from tiny_studies import arm, study_of
 
 from muonlab.config import RunConfig, override
-from muonlab.study.engine import Resources, run_study
-from muonlab.study.results import StudyResults
+from muonlab.lab.engine import Resources, run_study
+from muonlab.lab.results import StudyResults
 
 
 @pytest.mark.slow

@@ -102,6 +102,19 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
     return Difference(mean=mean, low=mean - float(half), high=mean + float(half), p=p, **counts)
 
 
+def excludes_zero(difference: Difference) -> int:
+    """−1 or 1 where the interval lies on that side of 0, else 0.
+
+    With divergences there is no interval: where all pairs diverged on one side, or by Wilcoxon's p.
+    """
+    if math.isinf(difference.mean):
+        surely = difference.num_diverged == difference.num_pairs > 1 or difference.p < 0.05
+        return (1 if difference.mean > 0 else -1) if surely else 0
+    if difference.high < 0:
+        return -1
+    return 1 if difference.low > 0 else 0
+
+
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, seed: int = 0, num_resamples: int = 9999
 ) -> Interval:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muonlab.config import RunConfig, override
+from muonlab.lab import tuning
+from muonlab.lab.experiment import Arm, Experiment, Search, Study
+from muonlab.lab.worker import FAILURE
 from muonlab.runs import RunDirectory, RunError
-from muonlab.study import tuning
-from muonlab.study.experiment import Arm, Experiment, Search, Study
-from muonlab.study.worker import FAILURE
 
 ROOT = Path("runs/studies")
 ALL_DIVERGED = "every trial of its search diverged"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from muonlab.lab.experiment import Arm, Experiment, Measurement, Study, Verdict
+from muonlab.lab.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
+from muonlab.lab.record import ROWS
+from muonlab.lab.tuning import Box, Trial, at_edge, plan
 from muonlab.runs import RunDirectory, RunError
-from muonlab.study.experiment import Arm, Experiment, Measurement, Study, Verdict
-from muonlab.study.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
-from muonlab.study.record import ROWS
-from muonlab.study.tuning import Box, Trial, at_edge, plan
 
 
 class StudyResults:

@@ -11,9 +11,8 @@ import pandas as pd
 
 from muonlab.cli import run
 from muonlab.config import RunConfig, from_json, override, to_json
+from muonlab.lab.experiment import Arm, Search, Study, Verdict, VerdictName
 from muonlab.papers import EXPERIMENTS
-from muonlab.study.experiment import Arm, Search, Study, Verdict
-from muonlab.verdicts import VerdictName
 
 LEARNING_RATE = Search(space={"optimizer.lr": (1e-3, 1e-1)}, trials=4, extensions=0, seed=90)
 
