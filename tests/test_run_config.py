@@ -146,7 +146,7 @@ def another(value: Any) -> Iterator[Any]:
     elif isinstance(value, float):
         yield from (value / 2, value + 0.01, 0.5, 2.0)
     elif value is None:
-        yield from (2, 4, "other")
+        yield from ("other", 2, 4)
     elif isinstance(value, list):
         yield from (["tensorboard"], ["router"], [], [0.5, 0.6])
     else:

@@ -89,12 +89,15 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """A whole run. ``name`` and ``variant`` only say where it is kept and what it is called."""
+    """A whole run. ``name`` and ``variant`` only say where it is kept and what it is called.
+
+    Without a ``variant`` the run is called by its optimizer's kind.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: str = "run"
-    variant: str = "muon"
+    variant: str | None = None
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -105,6 +108,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for label in ("name", "variant"):
             value = getattr(self, label)
+            if value is None:
+                continue
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", value):
                 raise ValueError(
                     f"{label} is {value!r}; it must be letters, digits, '.', '_' or '-' "
@@ -123,6 +128,15 @@ class RunConfig:
                 f"optimizer.qk_clip is {self.optimizer.qk_clip}; it needs model.attention mhsa or "
                 f"mla without qk_norm, not this {self.model.attention.kind}"
             )
+
+    @property
+    def label(self) -> str:
+        """What the run is called among those of its ``name``."""
+        return self.variant or self.optimizer.kind
+
+    def arm_fingerprint(self) -> str:
+        """Equal for runs that differ in nothing but their seed: they are seeds of one arm."""
+        return dataclasses.replace(self, seed=0).fingerprint()
 
     def fingerprint(self) -> str:
         """A hash of everything that can change weights or metrics: not of labels or trackers."""
@@ -191,7 +205,8 @@ def override(config: RunConfig, overrides: list[str]) -> RunConfig:
             part.clear()
             renewed.append(part)
         value = _parse(text)
-        if isinstance(part.get(name), str) and isinstance(value, int | float):
+        named = isinstance(part.get(name), str) or path.strip() == "variant"
+        if named and isinstance(value, int | float):
             value = text  # a name such as 2026
         part[name] = value
     return from_dict(values)

@@ -67,7 +67,6 @@ def small_adamw() -> RunConfig:
     config = small()
     return RunConfig(
         name=config.name,
-        variant="adamw",
         model=config.model,
         optimizer=AdamWConfig(lr=0.0033, other_lr_ratio=30.0),  # results/p1-compute.small
         train=config.train,

@@ -76,7 +76,7 @@ class RunDirectory:
     @classmethod
     def place(cls, root: Path, config: RunConfig) -> "RunDirectory":
         """Where this config's run belongs below ``root``."""
-        label = f"{config.variant}-s{config.seed}-{config.fingerprint()[:8]}"
+        label = f"{config.label}-s{config.seed}-{config.fingerprint()[:8]}"
         return cls(root / config.name / label)
 
     def exists(self) -> bool:

@@ -289,7 +289,7 @@ def progress_bar(
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, expand=True, disable=not enabled) as bar:
-        label = f"{config.name}/{config.variant} s{config.seed}"
+        label = f"{config.name}/{config.label} s{config.seed}"
         task = bar.add_task(
             label, total=config.train.steps, completed=step, loss=math.nan, rate=math.nan
         )

@@ -56,7 +56,7 @@ def demo(
             train(config, run, corpus)
         directories.append(run.path)
     samples = {
-        config.variant: _samples(path, corpus, cache_dir)
+        config.label: _samples(path, corpus, cache_dir)
         for config, path in zip(configs, directories, strict=True)
     }
     page = write_comparison(

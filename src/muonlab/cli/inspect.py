@@ -46,7 +46,7 @@ def _print_costs(console: Console, config: RunConfig, optimizer: Muon) -> None:
     costs = account(
         config.model, batch=micro_batch, length=settings.sequence_length, bytes_per_value=2
     )
-    parts = Table("part", title=f"{config.name}/{config.variant}")
+    parts = Table("part", title=f"{config.name}/{config.label}")
     for column in ("parameters", "active", "forward MFLOP/token"):
         parts.add_column(column, justify="right")
     for part in costs.parts:

@@ -121,11 +121,11 @@ def arm_labels(runs: Sequence[Run]) -> list[str]:
     So an unfinished run has a name of its own, a run that warns of its numbers is marked, and two
     runs of one variant and seed go by the names of their directories.
     """
-    seen = Counter((run.config.variant, run.config.seed) for run in runs)
+    seen = Counter((run.config.label, run.config.seed) for run in runs)
     mixed = {variant for (variant, _), count in seen.items() if count > 1}
     labels: list[str] = []
     for run in runs:
-        name = run.path.name if run.config.variant in mixed else run.config.variant
+        name = run.path.name if run.config.label in mixed else run.config.label
         mark = f"{WARNING_MARK} " if run.warnings else ""
         labels.append(mark + name + ("" if run.finished else " (unfinished)"))
     return labels
