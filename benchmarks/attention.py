@@ -11,7 +11,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from muonlab import machine
+from muonlab import allocator
 from muonlab.bench import attention
 
 
@@ -28,7 +28,7 @@ class Options:
 
 def main(options: Options) -> None:
     warnings.filterwarnings("ignore", message="attention kind mhla is not causal")
-    machine.keep_freed_memory()
+    allocator.keep_freed_memory()
     kinds = attention.default_kinds()
     kinds = {name: kinds[name] for name in options.only or kinds}
     costs = attention.measure_attention(

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from muonlab.allocator import keep_freed_memory
 from muonlab.bench.decode import DENSE, LATENT, LATENT_TORCH, SIZES, DecodeReport, bench_decode
 from muonlab.bench.interleave import paired_ratio
 from muonlab.data import TrainBPE
 from muonlab.export import export_hf
-from muonlab.machine import describe, keep_freed_memory, resolve_dtype
+from muonlab.machine import describe, resolve_dtype
 from muonlab.model import LanguageModel, native
 
 

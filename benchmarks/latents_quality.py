@@ -20,7 +20,7 @@ import torch
 import tyro
 from scipy import stats
 
-from muonlab import machine
+from muonlab import allocator
 from muonlab.config import RunConfig
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
@@ -112,7 +112,7 @@ def draw(curves: pd.DataFrame, positions: pd.DataFrame, path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    machine.keep_freed_memory()
+    allocator.keep_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     data = small().data.prepare(options.cache)
     curves, positions = [], []

@@ -6,8 +6,9 @@ python -m benchmarks.optimizer p2 moe dense
 import argparse
 
 from benchmarks import peers_optimizer
+from muonlab.allocator import keep_freed_memory
 from muonlab.bench.optimizer import SETS, bench_optimizer, our_optimizer
-from muonlab.machine import describe, keep_freed_memory
+from muonlab.machine import describe
 from muonlab.optim import polar_express
 
 # A narrower σ band than keller5's for σ ≥ 1e-2, in a step less: .976-1.013 against .682-1.134.

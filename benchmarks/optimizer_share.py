@@ -9,8 +9,9 @@ import dataclasses
 import torch
 
 from benchmarks.train_step import SHAPES
+from muonlab.allocator import keep_freed_memory
 from muonlab.bench.interleave import interleave
-from muonlab.machine import describe, keep_freed_memory, resolve_dtype
+from muonlab.machine import describe, resolve_dtype
 from muonlab.optim.config import P2_MUON
 
 MICRO_BATCHES = 12  # 49,152 tokens an update

@@ -25,7 +25,7 @@ import tyro
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from torch import Tensor
 
-from muonlab import machine
+from muonlab import allocator
 from muonlab.model import ModelConfig
 from muonlab.model.attention import AttentionConfig, CausalMHLAConfig, MHSAConfig
 from muonlab.model.ffn import DenseConfig
@@ -152,7 +152,7 @@ def draw(accuracies: dict[str, list[float]], options: Options, path: Path) -> No
 
 
 def main(options: Options) -> None:
-    machine.keep_freed_memory()
+    allocator.keep_freed_memory()
     options.out.mkdir(parents=True, exist_ok=True)
     table = options.out / "recall.csv"
     results = pd.read_csv(table).to_dict("records") if table.exists() else []

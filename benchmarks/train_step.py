@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from muonlab import machine
+from muonlab import allocator, machine
 from muonlab.bench.interleave import interleave, paired_ratio
 from muonlab.model import ModelConfig
 from muonlab.model.accounting import account
@@ -189,7 +189,7 @@ def batch_of(shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def our_step(shape: Shape, gated: bool) -> Callable[[], None]:
-    machine.keep_freed_memory()
+    allocator.keep_freed_memory()
     tokens, targets = batch_of(shape)
     model = shape.config(gated).build(seed=0)
     model.compute_dtype = machine.resolve_dtype("auto", torch.device("cpu"))

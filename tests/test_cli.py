@@ -174,5 +174,5 @@ def test_demo_interrupted_and_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("both runs are finished")
 
-    monkeypatch.setattr("muonlab.cli.demo.train", refuse)
+    monkeypatch.setattr("muonlab.train.train", refuse)
     assert run(arguments) == 0

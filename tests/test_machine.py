@@ -50,9 +50,9 @@ def test_description_is_plain_data() -> None:
 def test_the_allocator_setting_takes_effect() -> None:
     """In a process of its own: it lasts as long as the process."""
     program = (
-        "from muonlab import machine;"
+        "from muonlab import allocator;"
         "from muonlab.manifest import peak_memory_bytes;"
-        "import torch; print(machine.keep_freed_memory(), peak_memory_bytes(torch.device('cpu')))"
+        "import torch; print(allocator.keep_freed_memory(), peak_memory_bytes(torch.device('cpu')))"
     )
     command = [sys.executable, "-c", program]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from muonlab.data import DataConfig
+from muonlab.errors import UserError
 from muonlab.model import ModelConfig
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.learning_rate import (
@@ -34,7 +35,7 @@ LearningRateConfig = Annotated[
 ]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be: one line naming the field, its value and what is legal."""
 
 

@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from muonlab.data import TextTokenizer
+from muonlab.errors import UserError
 from muonlab.model import LanguageModel
 from muonlab.model.cache import DecodingState
 
@@ -36,15 +37,15 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or None for all")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or None for all")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must not be negative")
+            raise UserError(f"seed is {self.seed}; it must not be negative")
 
 
 def generate(
@@ -56,7 +57,7 @@ def generate(
     """Continue every prompt: one list per step, with each row's next token or None once it ended.
 
     A row ends at ``eot_id``, which is not yielded, or after ``max_new_tokens``.
-    Raises ValueError for prompts that are empty, too long or hold ids outside the vocabulary, and
+    Raises UserError for prompts that are empty, too long or hold ids outside the vocabulary, and
     for a model that cannot generate; before the first step.
     """
     _check_prompts(prompts, model.config.vocab_size)
@@ -127,13 +128,13 @@ def prefill(model: LanguageModel, prompts: list[list[int]], state: DecodingState
 
 def _check_prompts(prompts: list[list[int]], vocab_size: int) -> None:
     if not prompts:
-        raise ValueError("there are no prompts; give at least one")
+        raise UserError("there are no prompts; give at least one")
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"prompt {number} is empty; it must have at least one token")
+            raise UserError(f"prompt {number} is empty; it must have at least one token")
         for token in prompt:
             if not 0 <= token < vocab_size:
-                raise ValueError(
+                raise UserError(
                     f"prompt {number} has token {token}; the vocabulary is 0 to {vocab_size - 1}"
                 )
 
@@ -143,7 +144,7 @@ def _make_room(model: LanguageModel, longest: int, capacity: int, extend: bool) 
     if capacity <= limit:
         return
     if not extend:
-        raise ValueError(
+        raise UserError(
             f"a prompt of {longest} tokens and {capacity + 1 - longest} new ones need {capacity} "
             f"positions; the model was trained for {limit} (extend=True goes beyond)"
         )

@@ -15,6 +15,7 @@ from muonlab.data import (
     LeakyWindowSplit,
     TrainBPE,
 )
+from muonlab.errors import UserError
 from muonlab.model import ModelConfig
 from muonlab.model.attention import AttentionConfig, MHLAConfig, MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
@@ -240,9 +241,9 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The recipe of that name; raises ValueError with the legal ones."""
+    """The recipe of that name; raises UserError with the legal ones."""
     if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is unknown; legal: {', '.join(RECIPES)}")
+        raise UserError(f"recipe {name!r} is unknown; legal: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 

@@ -29,16 +29,13 @@ import torch
 from torch import nn
 
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
+from muonlab.errors import UserError
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})$")
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A run directory that cannot serve: one line naming the path and what is wrong."""
-
-
-class FailedRunError(RuntimeError):
-    """Training ended without a result; one line says why."""
 
 
 class RunBusyError(RunError):

@@ -14,17 +14,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from muonlab import machine
 from muonlab.config import ConfigError, RunConfig, stream_seed
 from muonlab.data import TokenData
+from muonlab.errors import FailedRunError, InterruptedRun
 from muonlab.evaluate import evaluate
 from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
-from muonlab.runs import FailedRunError, RunDirectory, RunError, RunState, load_weights, now
+from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
 from muonlab.trackers import check_installed, open_trackers
-
-
-class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
-    """The run was asked to stop; its state is in a checkpoint."""
 
 
 class NonfiniteLossError(FailedRunError):

@@ -72,7 +72,7 @@ def measure_attention(
 ) -> list[AttentionCost]:
     """Costs of every kind at every length; kinds take turns within a length.
 
-    The caller decides about the allocator (`machine.keep_freed_memory`) and the threads.
+    The caller decides about the allocator (`muonlab.allocator`) and the threads.
     """
     costs = []
     for length in lengths:

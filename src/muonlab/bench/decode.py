@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from muonlab.bench.interleave import Timing, interleave, paired_ratio
+from muonlab.errors import UserError
 from muonlab.machine import default_device, measure_rates
 from muonlab.model import LanguageModel, ModelConfig, native
 from muonlab.model.accounting import account
@@ -24,9 +25,9 @@ DENSE = "mhsa + dense"
 
 
 def latent_config(size: str, max_length: int) -> ModelConfig:
-    """MLA and top-2 of 8 experts with a shared one; raises ValueError for an unknown size."""
+    """MLA and top-2 of 8 experts with a shared one; raises UserError for an unknown size."""
     if size not in SIZES:
-        raise ValueError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
+        raise UserError(f"size is {size!r}; it must be one of {', '.join(SIZES)}")
     dim, num_layers, hidden_dim = SIZES[size]
     return ModelConfig(
         dim=dim,

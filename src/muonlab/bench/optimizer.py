@@ -12,6 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from muonlab.bench.interleave import Timing, interleave, paired_ratio
+from muonlab.errors import UserError
 from muonlab.machine import gemm_flops
 from muonlab.optim import Muon
 
@@ -128,7 +129,7 @@ def bench_optimizer(
 ) -> OptimizerReport:
     """Time our step, torch's and ``peers``' (each a call that makes one step) in turns."""
     if name not in SETS:
-        raise ValueError(f"parameter set {name!r} is unknown: legal are {', '.join(SETS)}")
+        raise UserError(f"parameter set {name!r} is unknown: legal are {', '.join(SETS)}")
     muon = our_optimizer(name)
     candidates = {"muonlab": muon.step, "torch.optim.Muon": torch_optimizer(name), **(peers or {})}
     timings = interleave(candidates, rounds=rounds)

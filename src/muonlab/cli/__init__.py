@@ -1,17 +1,23 @@
 """The command line: `muonlab COMMAND`. One file a group of commands; this one holds the border.
 
 Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for,
-130 interrupted. A user's mistake is one line on standard error, never a traceback.
+130 interrupted. A user's mistake is one line on standard error, never a traceback; a mistake of
+muonlab's own shows its traceback.
 """
 
 import io
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from tyro.extras import SubcommandApp
+
+from muonlab import __version__, allocator
+from muonlab.errors import FailedRunError, InterruptedRun, UserError
 
 # where a command's function, or its group of commands, is; a function's docstring is its help
 COMMANDS: dict[str, tuple[str, str | None]] = {
@@ -32,47 +38,55 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the ``muonlab`` command: what concerns the whole process, then `run`."""
-    from muonlab import machine
-
-    machine.keep_freed_memory()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """What concerns the whole process, then `run`; returns the exit code."""
+    allocator.keep_freed_memory()
     warnings.showwarning = _one_line_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    return run(sys.argv[1:] if arguments is None else arguments)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns the exit code."""
-    from muonlab.runs import FailedRunError
-    from muonlab.train import InterruptedRun
-
     try:
-        _application(arguments[0] if arguments else "").cli(
-            prog="muonlab",
-            description="Train, compare and run small Mixture-of-Experts language models.",
-            args=list(arguments) or ["--help"],
-        )
+        for argument in arguments:
+            _check_text(argument)
+        if list(arguments) == ["--version"]:
+            print(_version())
+        else:
+            _application(arguments[0] if arguments else "").cli(
+                prog="muonlab",
+                description="Train, compare and run small Mixture-of-Experts language models.",
+                args=list(arguments) or ["--help"],
+            )
         sys.stdout.flush()
     except (InterruptedRun, KeyboardInterrupt) as stop:
-        return _say(str(stop) or "interrupted", 130)
+        return say(str(stop) or "interrupted", 130)
     except FailedRunError as failure:
-        return _say(str(failure), 1)
+        return say(str(failure), 1)
     except BrokenPipeError:  # the reader of our output has left: what is still buffered is lost
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as mistake:
-        return _say(str(mistake), 2)
+    except (UserError, OSError) as mistake:
+        return say(str(mistake), 2)
     except SystemExit as parsed:  # --help, or arguments that do not parse
+        if isinstance(parsed.__context__, BrokenPipeError):
+            return 0  # raised by rich, which has dealt with the pipe
         return parsed.code if isinstance(parsed.code, int) else 2
     return 0
+
+
+def say(message: str, code: int) -> int:
+    """One line on standard error; returns the exit code."""
+    print(f"muonlab: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 def _application(command: str) -> SubcommandApp:
     """That command alone, or all where there is none of that name.
 
-    The libraries behind all of them take five seconds to import.
+    No module of commands imports torch before its command runs, so that help is quick.
     """
     application = SubcommandApp()
     for name in [command] if command in COMMANDS else COMMANDS:
@@ -83,9 +97,17 @@ def _application(command: str) -> SubcommandApp:
     return application
 
 
-def _say(message: str, code: int) -> int:
-    print(f"muonlab: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _check_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{argument!r} is not UTF-8; arguments and names of files must be"
+        ) from None
+
+
+def _version() -> str:
+    return f"muonlab {__version__}, torch {version('torch')}, Python {platform.python_version()}"
 
 
 def _one_line_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -7,9 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from muonlab.lab.plan import ROOT
-from muonlab.report.claims import RESULTS, ledger, write_ledger
-from muonlab.report.verdicts import signed
+from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR
 
 
 def list_claims(
@@ -17,13 +15,20 @@ def list_claims(
     report: Annotated[
         bool, tyro.conf.arg(help="also write the page of all claims, below the results")
     ] = False,
-    runs_dir: Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")] = ROOT,
-    results_dir: Annotated[Path, tyro.conf.arg(help="where committed reports are kept")] = RESULTS,
+    runs_dir: Annotated[
+        Path, tyro.conf.arg(help="where the folders of studies are kept")
+    ] = STUDIES_DIR,
+    results_dir: Annotated[
+        Path, tyro.conf.arg(help="where committed reports are kept")
+    ] = RESULTS_DIR,
 ) -> None:
     """List every claim: the paper's value, ours, the verdict, the runs behind it.
 
     A claim without a verdict says which command makes the runs that it needs.
     """
+    from muonlab.report.claims import ledger, write_ledger
+    from muonlab.report.verdicts import signed
+
     entries = ledger(runs_dir, results_dir)
     table = Table("claim", "paper, ours, why", box=None, pad_edge=False)
     table.columns[0].no_wrap = True

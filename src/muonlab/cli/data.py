@@ -1,14 +1,15 @@
 """`muonlab data …`: corpora."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from muonlab.cli.options import CACHE_DIR, CacheDir, Overrides, RecipeName
-from muonlab.config import override
-from muonlab.data import TokenData
-from muonlab.data.splits import SPLIT_NAMES
-from muonlab.recipes import recipe
+
+if TYPE_CHECKING:
+    from muonlab.data import TokenData
 
 application = SubcommandApp()
 
@@ -22,12 +23,17 @@ def prepare(
     A corpus of your own: data.source.kind=local data.source.path=FILE, where FILE is a text file,
     a directory of them, a .jsonl or a .parquet with a text field.
     """
+    from muonlab.config import override
+    from muonlab.recipes import recipe
+
     data = override(recipe(recipe_name), list(overrides)).data.prepare(cache_dir)
     print_corpus(data)
 
 
-def print_corpus(data: TokenData) -> None:
+def print_corpus(data: "TokenData") -> None:
     """A table of the splits of a prepared corpus."""
+    from muonlab.data.splits import SPLIT_NAMES
+
     table = Table("split", "documents", "tokens", "bytes/token", title=str(data.directory))
     for split in SPLIT_NAMES:
         table.add_row(

@@ -1,8 +1,7 @@
 """`muonlab demo`: two models, Muon against AdamW, from text to a page with the answer."""
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -12,13 +11,10 @@ from muonlab.cli.data import print_corpus
 from muonlab.cli.models import load_run
 from muonlab.cli.options import CACHE_DIR, RUNS_DIR, CacheDir, RunsDir
 from muonlab.cli.runs import with_text
-from muonlab.config import RunConfig
-from muonlab.data import TokenData
-from muonlab.generate import GenerateOptions, generate_text
-from muonlab.recipes import small, small_adamw
-from muonlab.report import comparison_table, write_comparison
-from muonlab.runs import RunDirectory
-from muonlab.train import train
+
+if TYPE_CHECKING:
+    from muonlab.config import RunConfig
+    from muonlab.data import TokenData
 
 PROMPT_TOKENS = 12
 INTRODUCTION = (
@@ -45,6 +41,11 @@ def demo(
 
     Interrupted? The same command goes on where it stopped. Finished? It only reports again.
     """
+    from muonlab.recipes import small, small_adamw
+    from muonlab.report import comparison_table, write_comparison
+    from muonlab.runs import RunDirectory
+    from muonlab.train import train
+
     console = Console()
     configs = [with_text(_short(make(), steps), data) for make in (small, small_adamw)]
     corpus = configs[0].data.prepare(cache_dir)
@@ -80,14 +81,16 @@ def demo(
     console.print(f"The page with the curves: {page}", markup=False, soft_wrap=True)
 
 
-def _short(config: RunConfig, steps: int) -> RunConfig:
-    return dataclasses.replace(
-        config, name="demo", train=dataclasses.replace(config.train, steps=steps)
-    )
+def _short(config: "RunConfig", steps: int) -> "RunConfig":
+    from muonlab.config import override
+
+    return override(config, ["name=demo", f"train.steps={steps}"])
 
 
-def _samples(path: Path, corpus: TokenData, cache_dir: Path) -> list[tuple[str, str]]:
+def _samples(path: Path, corpus: "TokenData", cache_dir: Path) -> list[tuple[str, str]]:
     """Continuations of the openings of two validation documents."""
+    from muonlab.generate import GenerateOptions, generate_text
+
     model, _, _ = load_run(path, None, cache_dir)
     documents = range(min(2, corpus.num_documents("validation")))
     openings = [corpus.document("validation", i)[:PROMPT_TOKENS].tolist() for i in documents]

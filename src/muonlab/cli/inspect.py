@@ -1,15 +1,16 @@
 """`muonlab inspect`: what a recipe is and costs, from its config alone."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from muonlab.cli.options import Overrides, RecipeName
-from muonlab.config import RunConfig, override, to_json
-from muonlab.model.accounting import account
-from muonlab.optim import Muon, describe_groups, format_groups
-from muonlab.recipes import describe_recipes, recipe
+
+if TYPE_CHECKING:
+    from muonlab.config import RunConfig
+    from muonlab.optim import Muon
 
 
 def inspect_recipe(
@@ -19,6 +20,10 @@ def inspect_recipe(
 
     Without a recipe: the list of recipes. With --config: the complete config as JSON.
     """
+    from muonlab.config import override, to_json
+    from muonlab.optim import describe_groups, format_groups
+    from muonlab.recipes import describe_recipes, recipe
+
     console = Console()
     if not recipe_name:
         table = Table("recipe", "what it is")
@@ -40,7 +45,9 @@ def inspect_recipe(
         console.print(f"warning: {warning}", style="bold red")
 
 
-def _print_costs(console: Console, config: RunConfig, optimizer: Muon) -> None:
+def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> None:
+    from muonlab.model.accounting import account
+
     settings = config.train
     micro_batch = settings.micro_batch_size or settings.batch_size
     costs = account(

@@ -2,28 +2,28 @@
 
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from muonlab import machine
 from muonlab.cli.options import CACHE_DIR, CacheDir, Native, RunPath
-from muonlab.data import TokenData
-from muonlab.data.splits import SplitName
-from muonlab.evaluate import evaluate
-from muonlab.export import export_hf
-from muonlab.export.harness import evaluate_exported, write_text_tasks
-from muonlab.generate import GenerateOptions, generate_text
-from muonlab.model import LanguageModel, native
-from muonlab.runs import RunDirectory, RunError, load_weights
+
+if TYPE_CHECKING:
+    from muonlab.data import TokenData
+    from muonlab.data.splits import SplitName
+    from muonlab.model import LanguageModel
+    from muonlab.runs import RunDirectory
 
 Step = Annotated[int | None, tyro.conf.arg(help="a checkpoint's step; default: the newest")]
 
 
 def load_run(
     path: Path, step: int | None, cache_dir: Path
-) -> tuple[LanguageModel, TokenData, RunDirectory]:
+) -> "tuple[LanguageModel, TokenData, RunDirectory]":
     """The model of a run at a checkpoint, and its data; raises RunError."""
+    from muonlab import machine
+    from muonlab.runs import RunDirectory, RunError, load_weights
+
     run = RunDirectory(path)
     config = run.config()
     checkpoint = run.load_checkpoint(step)
@@ -54,6 +54,8 @@ def evaluate_run(
     With --tasks: lm-evaluation-harness on the exported model. Two tasks are made from the split's
     own documents and need no network: muonlab_text and muonlab_next_sentence.
     """
+    from muonlab.evaluate import evaluate
+
     model, data, run = load_run(run_path, step, cache_dir)
     if tasks:
         _evaluate_tasks(model, data, split, tasks, limit)
@@ -73,12 +75,15 @@ def evaluate_run(
 
 
 def _evaluate_tasks(
-    model: LanguageModel,
-    data: TokenData,
-    split: SplitName,
+    model: "LanguageModel",
+    data: "TokenData",
+    split: "SplitName",
     tasks: tuple[str, ...],
     limit: int | None,
 ) -> None:
+    from muonlab.export import export_hf
+    from muonlab.export.harness import evaluate_exported, write_text_tasks
+
     numbers = range(data.num_documents(split))
     ids = (data.document(split, number).tolist() for number in numbers)
     documents = [data.tokenizer.decode([i for i in each if i != data.eot_id]) for each in ids]
@@ -109,6 +114,9 @@ def generate_from_run(
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
     """Continue texts with a trained model; a single one streams to the terminal."""
+    from muonlab.generate import GenerateOptions, generate_text
+    from muonlab.model import native
+
     model, data, _ = load_run(run_path, step, cache_dir)
     if max_new_tokens is None:
         longest = max((len(data.tokenizer.encode(text)) for text in prompt), default=0)
@@ -147,6 +155,9 @@ def export_run(
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
     """Write a finished run for Hugging Face transformers: weights, config, tokenizer."""
+    from muonlab.export import export_hf
+    from muonlab.runs import RunDirectory, RunError
+
     status = RunDirectory(run_path).status()
     if status != "finished" and step is None:
         raise RunError(f"{run_path} is {status}, not finished; name a checkpoint with --step")

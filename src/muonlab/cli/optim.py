@@ -3,12 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
-from matplotlib.figure import Figure
 from tyro.extras import SubcommandApp
-
-from muonlab.optim.schedules import POLYNOMIAL_NAMES, describe_schedules, scalar_map
 
 application = SubcommandApp()
 
@@ -18,6 +14,8 @@ def schedules(
     *, plot: Annotated[Path | None, tyro.conf.arg(help="also draw them all to this PNG")] = None
 ) -> None:
     """Every named schedule: its coefficients, its band of singular values, its curve."""
+    from muonlab.optim.schedules import describe_schedules
+
     print(describe_schedules())
     if plot is not None:
         plot_schedules(plot)
@@ -26,6 +24,11 @@ def schedules(
 
 def plot_schedules(path: Path) -> None:
     """Draw what every named schedule makes of a singular value in [1e-4, 1]."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from muonlab.optim.schedules import POLYNOMIAL_NAMES, scalar_map
+
     sigma = torch.logspace(-4, 0, 2000, dtype=torch.float64)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

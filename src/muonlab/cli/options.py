@@ -1,7 +1,7 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share. Nothing here imports torch: help must be quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,6 +25,9 @@ Overrides = Annotated[
 ]
 
 Native = Annotated[bool, tyro.conf.arg(help="compile faster CPU kernels (needs a C++ compiler)")]
+Scale = Literal["nano", "small", "paper"]
 
 RUNS_DIR = Path("runs")
+STUDIES_DIR = Path("runs/studies")
+RESULTS_DIR = Path("results")
 CACHE_DIR = Path("cache")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -17,11 +17,10 @@ from muonlab.cli.options import (
     RunPath,
     RunsDir,
 )
-from muonlab.config import RunConfig, override
-from muonlab.data import LocalConfig
-from muonlab.recipes import recipe
-from muonlab.runs import RunDirectory, RunError, find_runs
-from muonlab.train import train
+
+if TYPE_CHECKING:
+    from muonlab.config import RunConfig
+    from muonlab.runs import RunDirectory
 
 
 def train_recipe(
@@ -38,6 +37,10 @@ def train_recipe(
 
     Ctrl-C writes a checkpoint and ends with exit code 130; `muonlab resume` goes on from there.
     """
+    from muonlab.config import override
+    from muonlab.recipes import recipe
+    from muonlab.runs import RunDirectory, RunError
+
     config = with_text(override(recipe(recipe_name), list(overrides)), data)
     run = RunDirectory.place(runs_dir, config)
     if run.exists():
@@ -50,6 +53,8 @@ def train_recipe(
 
 def resume(run_path: RunPath, *, cache_dir: CacheDir = CACHE_DIR) -> None:
     """Continue an interrupted run from its newest checkpoint, bit for bit."""
+    from muonlab.runs import RunDirectory, RunError
+
     run = RunDirectory(run_path)
     config = run.config()
     if run.status() == "finished":
@@ -59,6 +64,8 @@ def resume(run_path: RunPath, *, cache_dir: CacheDir = CACHE_DIR) -> None:
 
 def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> None:
     """List runs with their status: finished, running, interrupted, started or damaged."""
+    from muonlab.runs import RunError, find_runs
+
     console = Console()
     table = Table("run", "status", "steps", "val loss", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
@@ -86,8 +93,10 @@ def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> 
         console.print(note, style="bold red", markup=False, soft_wrap=True)
 
 
-def with_text(config: RunConfig, path: Path | None) -> RunConfig:
+def with_text(config: "RunConfig", path: Path | None) -> "RunConfig":
     """The config with the whole of a local text as its corpus, found from any directory later."""
+    from muonlab.data import LocalConfig
+
     if path is None:
         return config
     data = dataclasses.replace(
@@ -96,8 +105,10 @@ def with_text(config: RunConfig, path: Path | None) -> RunConfig:
     return dataclasses.replace(config, data=data)
 
 
-def execute(config: RunConfig, run: RunDirectory, cache_dir: Path) -> None:
+def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path) -> None:
     """Train with a progress bar; say where, and how it ended."""
+    from muonlab.train import train
+
     console = Console(markup=False, highlight=False, soft_wrap=True)
     for warning in (*config.model.attention.warnings, *config.data.split.warnings):
         console.print(f"warning: {warning}", style="bold red")

@@ -2,25 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import CACHE_DIR, CacheDir
-from muonlab.config import RunConfig, to_dict
-from muonlab.lab.cost import estimate
-from muonlab.lab.engine import Resources, run_measurement, run_study
-from muonlab.lab.executors import ExecutorName, default_workers
-from muonlab.lab.experiment import Arm, Experiment, Measurement, Scale, Study
-from muonlab.lab.plan import ROOT, Plan, folder_name
-from muonlab.lab.record import status as study_status
-from muonlab.papers import EXPERIMENTS
-from muonlab.report.claims import RESULTS
-from muonlab.report.study import write_study
+from muonlab.cli.options import CACHE_DIR, RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
+from muonlab.errors import UserError
+
+if TYPE_CHECKING:
+    from muonlab.config import RunConfig
+    from muonlab.lab.engine import Resources
+    from muonlab.lab.experiment import Arm, Experiment
 
 application = SubcommandApp()
 StudyName = Annotated[
@@ -41,6 +36,8 @@ STATES = ("finished", "failed", "running", "interrupted", "to do")
 @application.command(name="list")
 def list_studies(*, scale: AtScale = "small") -> None:
     """List every study: its question, its runs, its claims."""
+    from muonlab.papers import EXPERIMENTS
+
     table = Table("study", "runs", "claims", "question", box=None, pad_edge=False)
     for name in EXPERIMENTS:
         experiment = find(name, scale)
@@ -58,13 +55,15 @@ def run(
         int | None, tyro.conf.arg(help="runs side by side; default: the cores over the threads")
     ] = None,
     threads: Annotated[int, tyro.conf.arg(help="threads of each run")] = 1,
-    executor: Annotated[ExecutorName, tyro.conf.arg(help="processes here, or Ray tasks")] = "local",
+    executor: Annotated[
+        Literal["local", "ray"], tyro.conf.arg(help="processes here, or Ray tasks")
+    ] = "local",
     dry_run: Annotated[bool, tyro.conf.arg(help="only say what the missing runs cost")] = False,
     retry_failed: Annotated[
         bool, tyro.conf.arg(help="make runs again that ended in an error")
     ] = False,
     keep_checkpoints: Annotated[bool, tyro.conf.arg(help="of finished runs too")] = False,
-    runs_dir: StudiesDir = ROOT,
+    runs_dir: StudiesDir = STUDIES_DIR,
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
     """Make the runs of studies that are missing; go on with those that were cut.
@@ -72,6 +71,10 @@ def run(
     The same command again goes on after any interruption, and does nothing once all is done.
     Ctrl-C writes checkpoints and ends with exit code 130. A study takes no hyper-parameters.
     """
+    from muonlab.lab.engine import Resources, run_measurement, run_study
+    from muonlab.lab.experiment import Measurement
+    from muonlab.papers import EXPERIMENTS
+
     resources = Resources(workers=workers, threads=threads, executor=executor, cache_dir=cache_dir)
     for experiment in [find(name, scale) for name in studies or EXPERIMENTS]:
         if dry_run:
@@ -90,9 +93,12 @@ def run(
 
 @application.command
 def status(
-    studies: StudyNames = (), /, *, scale: AtScale = "small", runs_dir: StudiesDir = ROOT
+    studies: StudyNames = (), /, *, scale: AtScale = "small", runs_dir: StudiesDir = STUDIES_DIR
 ) -> None:
     """Say how far studies are, and which values their searches chose."""
+    from muonlab.lab.record import status as study_status
+    from muonlab.papers import EXPERIMENTS
+
     table = Table("study", *STATES, "tuned", box=None, pad_edge=False)
     for name in studies or EXPERIMENTS:
         found = study_status(find(name, scale), runs_dir)
@@ -110,10 +116,14 @@ def report(
     /,
     *,
     scale: AtScale = "small",
-    runs_dir: StudiesDir = ROOT,
-    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS,
+    runs_dir: StudiesDir = STUDIES_DIR,
+    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
 ) -> None:
     """Write the reports of studies, whatever of their runs there is: a page, Markdown, CSV."""
+    from muonlab.lab.plan import folder_name
+    from muonlab.papers import EXPERIMENTS
+    from muonlab.report.study import write_study
+
     for name in studies or EXPERIMENTS:
         experiment = find(name, scale)
         page = write_study(experiment, runs_dir, results_dir / folder_name(experiment))
@@ -123,6 +133,8 @@ def report(
 @application.command
 def show(study: StudyName, /, *, scale: AtScale = "small") -> None:
     """Show a study: question, arms as changes from the first, seeds, searches, claims, notes."""
+    from muonlab.lab.experiment import Study
+
     experiment = find(study, scale)
     console = Console(markup=False, highlight=False, soft_wrap=True)
     console.print(f"{experiment.name} at scale {scale}: {experiment.question}")
@@ -138,15 +150,19 @@ def show(study: StudyName, /, *, scale: AtScale = "small") -> None:
         console.print(f"note: {note}")
 
 
-def find(name: str, scale: Scale) -> Experiment:
-    """The experiment of that name; raises ValueError with the legal ones."""
+def find(name: str, scale: Scale) -> "Experiment":
+    """The experiment of that name; raises UserError with the legal ones."""
+    from muonlab.papers import EXPERIMENTS
+
     if name not in EXPERIMENTS:
-        raise ValueError(f"study {name!r} is unknown; legal: {', '.join(EXPERIMENTS)}")
+        raise UserError(f"study {name!r} is unknown; legal: {', '.join(EXPERIMENTS)}")
     return EXPERIMENTS[name](scale)
 
 
-def differences(base: RunConfig, other: RunConfig) -> Iterator[str]:
+def differences(base: "RunConfig", other: "RunConfig") -> Iterator[str]:
     """Fields in which the configs differ, as ``field: a → b``; names and seeds apart."""
+    from muonlab.config import to_dict
+
     one, two = (dict(_flat(to_dict(config))) for config in (base, other))
     for field in sorted(one.keys() | two.keys()):
         before, after = one.get(field, "absent"), two.get(field, "absent")
@@ -162,7 +178,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield prefix + name, value
 
 
-def _tuning(arm: Arm) -> str:
+def _tuning(arm: "Arm") -> str:
     if arm.tuned_as:
         return f", tuned as {arm.tuned_as}"
     if arm.search is None:
@@ -177,7 +193,9 @@ def _values(values: Any) -> str:
     return ", ".join(f"{field} {value:g}" for field, value in values.items())
 
 
-def _size(experiment: Experiment) -> str:
+def _size(experiment: "Experiment") -> str:
+    from muonlab.lab.experiment import Measurement
+
     if isinstance(experiment, Measurement):
         return "measured"
     trials = sum(arm.search.trials for arm in experiment.arms if arm.search)
@@ -185,7 +203,14 @@ def _size(experiment: Experiment) -> str:
     return f"{tests} + {trials} trials" if trials else str(tests)
 
 
-def _print_cost(experiment: Experiment, root: Path, resources: Resources) -> None:
+def _print_cost(experiment: "Experiment", root: Path, resources: "Resources") -> None:
+    import torch
+
+    from muonlab.lab.cost import estimate
+    from muonlab.lab.executors import default_workers
+    from muonlab.lab.experiment import Measurement
+    from muonlab.lab.plan import Plan
+
     console = Console(markup=False, highlight=False, soft_wrap=True)
     if isinstance(experiment, Measurement):
         console.print(f"{experiment.name}: a measurement, no runs")

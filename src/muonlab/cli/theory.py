@@ -10,10 +10,7 @@ from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from muonlab.cli.options import CACHE_DIR, CacheDir
-from muonlab.runs import write_whole
-from muonlab.theory.catalogue import CHECKS, find_check
-from muonlab.theory.check import Context
-from muonlab.theory.record import load_outcomes, report, run_check
+from muonlab.errors import UserError
 
 application = SubcommandApp()
 OutcomesDir = Annotated[Path, tyro.conf.arg(help="where outcomes are kept")]
@@ -23,6 +20,9 @@ OUTCOMES_DIR = Path("runs/theory")
 @application.command(name="list")
 def list_checks(*, out: OutcomesDir = OUTCOMES_DIR) -> None:
     """Every check: its claim, and the verdict where it was run."""
+    from muonlab.theory.catalogue import CHECKS
+    from muonlab.theory.record import load_outcomes
+
     verdicts = {found["name"]: found["verdict"] for found in load_outcomes(out)}
     table = Table("check", "claim", "verdict", "what the paper says", box=None, pad_edge=False)
     for check in CHECKS.values():
@@ -44,8 +44,12 @@ def run_checks(
     cache_dir: CacheDir = CACHE_DIR,
 ) -> None:
     """Run checks and keep data, figure and verdict of each; Ctrl-C loses the current one only."""
+    from muonlab.theory.catalogue import CHECKS, find_check
+    from muonlab.theory.check import Context
+    from muonlab.theory.record import run_check
+
     if bool(names) == all:
-        raise ValueError("name the checks to run, or give --all, and not both")
+        raise UserError("name the checks to run, or give --all, and not both")
     console = Console(markup=False, highlight=False, soft_wrap=True)
     bar_console = Console(stderr=True)
     for check in [find_check(name) for name in (CHECKS if all else dict.fromkeys(names))]:
@@ -71,8 +75,11 @@ def run_checks(
 @application.command(name="report")
 def write_report(*, out: OutcomesDir = OUTCOMES_DIR) -> None:
     """Write what all checks found to one Markdown page, with their figures."""
+    from muonlab.runs import write_whole
+    from muonlab.theory.record import load_outcomes, report
+
     outcomes = load_outcomes(out)
     if not outcomes:
-        raise ValueError(f"no outcomes below {out}; `muonlab theory run --all` makes them")
+        raise UserError(f"no outcomes below {out}; `muonlab theory run --all` makes them")
     write_whole(out / "report.md", report(outcomes))
     print(f"{len(outcomes)} checks reported in {out / 'report.md'}")

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from muonlab.errors import UserError
 from muonlab.model import ModelConfig
 from muonlab.model.attention import MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """A model that cannot leave for Hugging Face, or come back, in one line that says why."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from muonlab.errors import FailedRunError, InterruptedRun, UserError
 from muonlab.lab.board import Board
 from muonlab.lab.executors import Executor, ExecutorName, open_executor
 from muonlab.lab.experiment import Measurement, Study
@@ -24,8 +25,8 @@ from muonlab.lab.plan import (
 from muonlab.lab.record import ROWS, command, write_facts, write_record, write_verdicts
 from muonlab.lab.results import judge
 from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
-from muonlab.runs import FailedRunError, write_whole
-from muonlab.train import InterruptedRun, stop_signals
+from muonlab.runs import write_whole
+from muonlab.train import stop_signals
 
 TICK_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # until a run that another process holds is tried again
@@ -49,7 +50,7 @@ class Resources:
         for name in ("workers", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 def run_study(

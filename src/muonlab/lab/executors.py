@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from muonlab.config import RunConfig, to_dict
+from muonlab.errors import UserError
 from muonlab.lab.plan import Job
 from muonlab.lab.worker import Options, Reply, make_run
 
@@ -181,11 +182,11 @@ def open_executor(
 ) -> Iterator[Executor]:
     """The executor of that name; on leaving, its processes have ended.
 
-    ``workers`` None: as many as the CPUs give ``threads`` each. Raises ValueError.
+    ``workers`` None: as many as the CPUs give ``threads`` each. Raises UserError.
     """
     if name == "ray":
         if importlib.util.find_spec("ray") is None:
-            raise ValueError("executor ray is not installed; pip install 'muonlab[cluster]'")
+            raise UserError("executor ray is not installed; pip install 'muonlab[cluster]'")
         cluster = RayExecutor(workers, options)
         try:
             yield cluster

@@ -24,11 +24,12 @@ from typing import Literal
 import filelock
 import torch
 
-from muonlab import machine
+from muonlab import allocator
 from muonlab.config import RunConfig, from_json
 from muonlab.data import DataConfig, TokenData
+from muonlab.errors import InterruptedRun
 from muonlab.runs import RunBusyError, RunDirectory, RunError, now, write_whole
-from muonlab.train import InterruptedRun, NonfiniteLossError, train
+from muonlab.train import NonfiniteLossError, train
 
 FAILURE = "failed.json"  # beside config.json, of a run that ended without a summary
 
@@ -118,7 +119,7 @@ def serve(options: Options) -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the engine, which tells us
-    machine.keep_freed_memory()
+    allocator.keep_freed_memory()
     torch.set_num_threads(options.threads)
     gc.freeze()  # modules stay: collecting after each run need not look at them (0.13 s)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()

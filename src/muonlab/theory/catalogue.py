@@ -1,5 +1,6 @@
 """All checks by name."""
 
+from muonlab.errors import UserError
 from muonlab.theory import ntk, rate, spectral, steepest, stiefel
 from muonlab.theory.check import Check
 
@@ -9,7 +10,7 @@ CHECKS: dict[str, Check] = {
 
 
 def find_check(name: str) -> Check:
-    """The check of that name; raises ValueError with the legal ones."""
+    """The check of that name; raises UserError with the legal ones."""
     if name not in CHECKS:
-        raise ValueError(f"check {name!r} is unknown; legal: {', '.join(CHECKS)}")
+        raise UserError(f"check {name!r} is unknown; legal: {', '.join(CHECKS)}")
     return CHECKS[name]

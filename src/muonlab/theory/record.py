@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from muonlab import __version__, machine
+from muonlab.errors import UserError
 from muonlab.runs import now, write_whole
 from muonlab.theory.check import Check, Context, Evidence, Row, judge
 
@@ -101,15 +102,15 @@ def rows_as_csv(rows: list[Row]) -> str:
 
 
 def load_outcomes(root: Path) -> list[dict[str, Any]]:
-    """Every outcome below ``root``, by name; raises ValueError naming a file that is damaged."""
+    """Every outcome below ``root``, by name; raises UserError naming a file that is damaged."""
     found = []
     for path in sorted(root.glob("*/outcome.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise UserError(f"{path} is damaged: {error}") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path} is no outcome of format {FORMAT}")
+            raise UserError(f"{path} is no outcome of format {FORMAT}")
         found.append(values)
     return found
 

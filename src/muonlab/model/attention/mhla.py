@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from muonlab.errors import UserError
 from muonlab.model.attention.rotary import Rotary, rotary_head_dim
 from muonlab.model.cache import Chunk, LayerState
 from muonlab.model.dropout import Dropout
@@ -76,8 +77,8 @@ class MHLAConfig:
         return batch * (length * per_token + self.num_latents * per_latent)
 
     def state_bytes(self, dim: int, batch: int, capacity: int, bytes_per_value: int) -> int:
-        """Raises ValueError: there is no decoding state."""
-        raise ValueError(NOT_CAUSAL)
+        """Raises UserError: there is no decoding state."""
+        raise UserError(NOT_CAUSAL)
 
 
 class MHLA(nn.Module):
@@ -124,9 +125,9 @@ class MHLA(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def new_state(self, batch: int, capacity: int, like: Tensor) -> LayerState:
-        """Raises ValueError: there is no decoding state."""
-        raise ValueError(NOT_CAUSAL)
+        """Raises UserError: there is no decoding state."""
+        raise UserError(NOT_CAUSAL)
 
     def decode(self, x: Tensor, state: Any, chunk: Chunk) -> Tensor:
-        """Raises ValueError: there is no next token to compute."""
-        raise ValueError(NOT_CAUSAL)
+        """Raises UserError: there is no next token to compute."""
+        raise UserError(NOT_CAUSAL)
