@@ -11,20 +11,17 @@ from muonlab import machine
 CPU = torch.device("cpu")
 
 
-def test_named_dtypes_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(machine, "measure_rates")
+def test_named_dtypes_are_taken_as_they_are() -> None:
     assert machine.resolve_dtype("bf16", CPU) == torch.bfloat16
     assert machine.resolve_dtype("fp32", CPU) == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("bf16_flops", "dtype"), [(2.0, torch.bfloat16), (1.2, torch.float32), (0.1, torch.float32)]
-)
-def test_auto_takes_bf16_where_it_pays(
-    monkeypatch: pytest.MonkeyPatch, bf16_flops: float, dtype: torch.dtype
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bf16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype
 ) -> None:
-    rates = machine.MachineRates(fp32_flops=1.0, bf16_flops=bf16_flops, memory_bytes_per_second=1.0)
-    monkeypatch.setattr(machine, "measure_rates", lambda device: rates)
+    monkeypatch.setattr(machine, "bf16_is_native", lambda device: native)
+    monkeypatch.delattr(machine, "measure_rates")  # never a timing
     assert machine.resolve_dtype("auto", CPU) == dtype
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_runs import (
     EVERYTHING_RANDOM,
+    Killed,
     MakeConfig,
     assert_same,
     assert_same_end,
@@ -19,6 +20,7 @@ from tiny_runs import (
 from torch import nn
 
 import muonlab.train
+from muonlab import machine
 from muonlab.config import RunConfig, override, stream_seed
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
@@ -316,28 +318,39 @@ def test_warnings_reach_the_manifest(
     assert "causal" in causal
 
 
+@pytest.mark.parametrize("native", [True, False])
 def test_the_dtype_is_settled_at_the_start(
-    make_config: MakeConfig, tiny_data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig,
+    tiny_data: TokenData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    native: bool,
 ) -> None:
+    """A run that goes on where "auto" would choose another dtype keeps its own, and says so."""
     config = make_config("train.dtype=auto", "train.steps=4")
     run = RunDirectory.place(tmp_path, config)
-
-    def rates(pays: bool) -> Callable[..., Any]:
-        return lambda device: type("Rates", (), {"bf16_pays": pays})
+    first, second = ("bf16", "fp32") if native else ("fp32", "bf16")
 
     def interrupt(step: int, model: LanguageModel) -> None:
         dtypes.append(model.compute_dtype)
+        if step == 0 and len(dtypes) == 1:
+            raise Killed  # before there is a checkpoint
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     dtypes: list[torch.dtype] = []
     before_step(monkeypatch, interrupt)
-    monkeypatch.setattr("muonlab.machine.measure_rates", rates(True))
-    with pytest.raises(InterruptedRun):
+    monkeypatch.setattr("muonlab.machine.bf16_is_native", lambda device: native)
+    with pytest.raises(Killed):
         train(config, run, tiny_data, progress=False)
-    monkeypatch.setattr("muonlab.machine.measure_rates", rates(False))
-    train(config, run, tiny_data, progress=False)
-    assert dtypes == [torch.bfloat16] * 4
+    monkeypatch.setattr("muonlab.machine.bf16_is_native", lambda device: not native)
+    message = f"began in {first} and goes on in {first}; .* would take {second}"
+    with pytest.warns(UserWarning, match=message), pytest.raises(InterruptedRun):
+        train(config, run, tiny_data, progress=False)
+    with pytest.warns(UserWarning, match=message):
+        train(config, run, tiny_data, progress=False)
+    assert dtypes == [machine.resolve_dtype(first, CPU)] * 5
+    assert run.manifest()["dtype"] == run.summary()["dtype"] == first
 
 
 def test_what_does_not_fit(make_config: MakeConfig, tiny_data: TokenData, tmp_path: Path) -> None:

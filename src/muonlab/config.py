@@ -44,9 +44,9 @@ class TrainConfig:
     """How long, how large, how watched. A step is one optimizer update.
 
     ``micro_batch_size`` splits a batch into passes whose gradients add up. ``dtype`` "auto" takes
-    bf16 where this machine multiplies it faster. ``evaluate_batches`` bounds an evaluation (None:
-    the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run, "skip"
-    leaves that update out and counts it. ``diagnostics_every`` 0: never.
+    bf16 where the processor multiplies it in hardware. ``evaluate_batches`` bounds an evaluation
+    (None: the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run,
+    "skip" leaves that update out and counts it. ``diagnostics_every`` 0: never.
     """
 
     steps: int = 300

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-GIGA = 1e9
+from muonlab.cores import usable_cores
+from muonlab.optim.processor import bf16_is_native
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +23,6 @@ class MachineRates:
     fp32_flops: float
     bf16_flops: float
     memory_bytes_per_second: float
-
-    @property
-    def bf16_pays(self) -> bool:
-        """Whether bf16 matrix products are clearly faster than fp32 ones."""
-        return self.bf16_flops > 1.3 * self.fp32_flops
 
 
 def default_device() -> torch.device:
@@ -43,10 +39,10 @@ def gemm_flops(dtype: torch.dtype, device: torch.device, size: int = 1024) -> fl
     out = torch.empty(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):  # the first pass pays for kernel selection; the minimum ignores it
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
@@ -56,10 +52,10 @@ def memory_bandwidth(device: torch.device, num_bytes: int = 256 << 20) -> float:
     source = torch.ones(num_bytes // 4, device=device)
     best = float("inf")
     for _ in range(6):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         source.sum()
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return num_bytes / best
 
@@ -76,9 +72,9 @@ def measure_rates(device: torch.device | None = None) -> MachineRates:
 
 
 def resolve_dtype_name(name: str, device: torch.device) -> str:
-    """``"bf16"`` or ``"fp32"``; ``"auto"`` is bf16 where this machine multiplies it faster."""
+    """``"bf16"`` or ``"fp32"``; ``"auto"`` is bf16 where ``device`` multiplies it in hardware."""
     if name == "auto":
-        return "bf16" if measure_rates(device).bf16_pays else "fp32"
+        return "bf16" if bf16_is_native(device) else "fp32"
     return name
 
 
@@ -93,7 +89,7 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
     facts: dict[str, str | int] = {
         "device": str(device),
         "processor": _processor_name(),
-        "cores": os.cpu_count() or 1,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -101,6 +97,8 @@ def describe(device: torch.device | None = None) -> dict[str, str | int]:
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = str(torch.version.cuda)
+        facts["fp32_precision"] = torch.get_float32_matmul_precision()  # "highest": no TF32
     return facts
 
 
@@ -115,6 +113,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until ``device`` has done its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

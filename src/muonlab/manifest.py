@@ -1,6 +1,5 @@
 """What a run's config does not say: code, versions, machine, data, warnings, memory."""
 
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -61,12 +60,19 @@ def git_state() -> dict[str, str | bool]:
     return {"sha": sha.strip(), "dirty": bool(changes.strip())}
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: of the process on a CPU, of the allocator on a GPU."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most memory used so far: of the process on a CPU, of the allocator on a GPU.
+
+    None on Windows, whose processes are not asked.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # ru_maxrss begins there with what the parent process held
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource  # Windows has no such module
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

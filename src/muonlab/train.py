@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,7 +64,8 @@ def train(
         if run.checkpoint_steps():
             step, state = restore(run, model, optimizer)
         else:
-            step, state = 0, new_state(settings.dtype, device)
+            step, state = 0, RunState(dtype=run.manifest()["dtype"])
+        say_if_dtype_differs(run, state.dtype, settings.dtype, device)
         run.truncate_metrics(step)
         model.compute_dtype = machine.resolve_dtype(state.dtype, device)
         mirror = stack.enter_context(open_trackers(settings.trackers, run, step))
@@ -151,6 +153,7 @@ def train(
 
         summary = {
             "steps": step,
+            "dtype": state.dtype,
             "tokens": step * tokens_per_step,
             "skipped_steps": state.skipped_steps,
             "train_seconds": state.seconds,
@@ -223,9 +226,15 @@ def check_fits(config: RunConfig, data: TokenData) -> None:
     data.batch(0, 0, config.train.batch_size, config.train.sequence_length)  # raises if too small
 
 
-def new_state(dtype: str, device: torch.device) -> RunState:
-    """The state of a run before its first step."""
-    return RunState(dtype=machine.resolve_dtype_name(dtype, device))
+def say_if_dtype_differs(run: RunDirectory, stored: str, wanted: str, device: torch.device) -> None:
+    """Warn where "auto" would choose another dtype here than on the machine where ``run`` began."""
+    here = machine.resolve_dtype_name(wanted, device)
+    if stored != here:
+        warnings.warn(
+            f"{run.path} began in {stored} and goes on in {stored}; a new run on this machine "
+            f"would take {here}, which is faster here",
+            stacklevel=3,
+        )
 
 
 def restore(run: RunDirectory, model: LanguageModel, optimizer: Muon) -> tuple[int, RunState]:

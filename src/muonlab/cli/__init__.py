@@ -16,7 +16,7 @@ from importlib.metadata import version
 
 from tyro.extras import SubcommandApp
 
-from muonlab import __version__, allocator
+from muonlab import __version__, allocator, cores
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
 
 # where a command's function, or its group of commands, is; a function's docstring is its help
@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """What concerns the whole process, then `run`; returns the exit code."""
     allocator.keep_freed_memory()
+    cores.fit_threads()
     warnings.showwarning = _one_line_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from muonlab.config import RunConfig, to_dict
+from muonlab.cores import usable_cores
 from muonlab.errors import UserError
 from muonlab.lab.plan import Job
 from muonlab.lab.worker import Options, Reply, make_run
@@ -204,4 +205,4 @@ def open_executor(
 
 def default_workers(threads: int) -> int:
     """One for every ``threads`` cores that this process may use."""
-    return max(len(os.sched_getaffinity(0)) // threads, 1)
+    return max(usable_cores() // threads, 1)
