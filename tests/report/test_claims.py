@@ -1,6 +1,7 @@
 """The ledger: which verdict counts, and what a row says that has none."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from muonlab.papers.claims import CLAIMS
 from muonlab.report.claims import Entry, ledger, write_ledger
 from muonlab.theory.catalogue import CHECKS
 
+RESULTS = Path(__file__).parents[2] / "results"
+
 
 def put(folder: Path, verdict: str, *, claim: str = "P2-leak", ours: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text("# A report")
     facts = {"claim": claim, "verdict": verdict, "sentence": f"It is {verdict}.", "ours": ours}
     (folder / "verdicts.json").write_text(json.dumps([facts]))
 
@@ -47,7 +51,7 @@ def test_a_conclusive_verdict_then_the_larger_scale_then_own_runs(tmp_path: Path
     assert entries(tmp_path)[0].verdict == "reproduced"
     put(tmp_path / "results" / "p2-leak.small", "refuted")
     (chosen,) = entries(tmp_path)
-    assert (chosen.verdict, chosen.directory) == ("refuted", "p2-leak.small")
+    assert (chosen.verdict, chosen.report) == ("refuted", "p2-leak.small/report.md")
     put(tmp_path / "studies" / "p2-leak.paper", "inconclusive")
     assert entries(tmp_path)[0].verdict == "refuted"
     assert "Inconclusive in larger runs: " in entries(tmp_path)[0].sentence
@@ -85,21 +89,61 @@ def test_a_damaged_file_is_a_row_that_says_so(tmp_path: Path, text: str) -> None
     assert "is damaged" in entry.sentence
 
 
-def test_the_page_links_to_the_studies(tmp_path: Path) -> None:
-    put(tmp_path / "results" / "p2-leak.nano", "artefact of the protocol")
-    found = ledger(tmp_path / "studies", tmp_path / "results", tmp_path / "theory")
-    page = write_ledger(found, tmp_path / "results" / "claims").read_text(encoding="utf-8")
-    assert '<a href="../p2-leak.nano/index.html">' in page
-    text = (tmp_path / "results" / "claims" / "report.md").read_text(encoding="utf-8")
-    assert "(../p2-leak.nano/report.md)" in text
+def test_links_lead_to_what_is_there(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    put(results / "p2-leak.nano", "artefact of the protocol")
+    put(results / "p2-table1.nano", "refuted", claim="P2-T1")
+    (results / "p2-table1.nano" / "index.html").write_text("")
+    rate = {"claim": "P1-rate", "verdict": "refuted", "sentence": "It does not."}
+    for check in ("rate", "steepest"):
+        (results / "theory" / check).mkdir(parents=True)
+        facts = rate if check == "rate" else rate | {"claim": "P1-steepest"}
+        (results / "theory" / check / "outcome.json").write_text(json.dumps(facts))
+    found = ledger(tmp_path / "studies", results, tmp_path / "theory")
+    assert {entry.report for entry in found if "theory" in entry.source} == {""}
+    (results / "theory" / "report.md").write_text("## rate\n\n## steepest\n")
+    found = ledger(tmp_path / "studies", results, tmp_path / "theory")
+    page = write_ledger(found, results).read_text(encoding="utf-8")
+    assert set(re.findall(r'<a href="(\.\./.*?)"', page)) == {
+        "../p2-leak.nano/report.md",
+        "../p2-table1.nano/index.html",
+        "../theory/report.md#rate",
+        "../theory/report.md#steepest",
+    }
+    text = (results / "claims" / "report.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\.\./.*?)\)", text)) == {
+        "../p2-leak.nano/report.md",
+        "../p2-table1.nano/report.md",
+        "../theory/report.md#rate",
+        "../theory/report.md#steepest",
+    }
     assert "⚑ artefact of the protocol" in text
     assert all(claim.id in text for claim in CLAIMS)
 
 
+def test_links_of_the_committed_ledger_are_whole() -> None:
+    links = re.findall(r"\]\((.*?)\)", (RESULTS / "claims" / "report.md").read_text("utf-8"))
+    assert len(links) > 20
+    for link in links:
+        path, _, anchor = link.partition("#")
+        text = (RESULTS / "claims" / path).read_text("utf-8")
+        assert not anchor or f"## {anchor}\n" in text, link
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").mkdir()
     places = ["--runs-dir", str(tmp_path / "studies"), "--results-dir", str(tmp_path / "results")]
     assert run(["claims", "--report", *places]) == 0
     printed = capsys.readouterr().out
     assert "P1-compute" in printed
     assert "index.html" in printed
     assert (tmp_path / "results" / "claims" / "verdicts.json").exists()
+
+
+def test_without_committed_results_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    with pytest.warns(UserWarning, match=f"there is no directory '{results}', so only"):
+        assert run(["claims", "--results-dir", str(results)]) == 0
+    assert "P1-compute" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.page import to_html
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
+from muonlab.runs import RunError
 
 from .browser import CHROMIUM, browser
 from .invented_studies import RATE, SEARCH, invented_study, make_runs
@@ -330,6 +332,43 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run(["study", "report", "p2-params", "--scale", "nano", *places]) == 0
     assert "index.html" in capsys.readouterr().out
     assert (tmp_path / "out" / "p2-params.nano" / "report.md").exists()
+
+
+def test_a_report_of_more_runs_is_kept(whole: Path, tmp_path: Path) -> None:
+    """A clone without runs must not replace a committed result by an empty one."""
+    study, out = invented_study(), tmp_path / "results" / "invented.nano"
+    write_study(study, whole, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(RunError, match=r"a report of 12 runs, and there are 0 here: it was not"):
+        write_study(study, tmp_path, out)
+    make_runs(study, tmp_path, skips=lambda job: job.arm == "muon-leaky")
+    with pytest.raises(RunError, match=r"a report of 12 runs, and there are 9 here: it was not"):
+        write_study(study, tmp_path, out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    make_runs(study, tmp_path, diverges=lambda job: job.arm == "muon-leaky")
+    write_study(study, tmp_path, out)  # a diverged run is a result
+    (out / "runs.csv").write_bytes(b"\xff\xfe,\n")
+    with pytest.raises(RunError, match="is damaged"):
+        write_study(study, tmp_path, out)
+
+
+def test_the_command_keeps_committed_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = Path(__file__).parents[2] / "results"
+    shutil.copytree(committed / "p2-leak.small", tmp_path / "results" / "p2-leak.small")
+    shutil.copytree(committed / "p2-params.nano", tmp_path / "results" / "p2-params.nano")
+    places = ["--runs-dir", str(tmp_path / "s"), "--results-dir", str(tmp_path / "results")]
+    assert run(["study", "report", "p2-leak", *places]) == 2
+    error = capsys.readouterr().err
+    assert "p2-leak.small holds a report of 9 runs, and there are 0 here" in error
+    assert run(["study", "report", "p2-params", "--scale", "nano", *places]) == 2
+    assert "holds a report of 2 measured rows" in capsys.readouterr().err
+    assert run(["study", "report", *places]) == 2
+    assert "no study at scale small has runs below" in capsys.readouterr().err
+    for name in ("p2-leak.small", "p2-params.nano"):
+        kept = (committed / name / "verdicts.json").read_bytes()
+        assert (tmp_path / "results" / name / "verdicts.json").read_bytes() == kept
 
 
 def test_time_is_of_the_median_update(whole: Path) -> None:

@@ -1,5 +1,6 @@
 """`muonlab claims`: what the papers claim, and what our runs say of it."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,12 @@ def list_claims(
     from muonlab.report.claims import ledger, write_ledger
     from muonlab.report.verdicts import signed
 
+    if not results_dir.is_dir():
+        warnings.warn(
+            f"there is no directory {str(results_dir)!r}, so only the verdicts of your own runs "
+            "count; the committed ones are in a clone of the repository (--results-dir)",
+            stacklevel=2,
+        )
     entries = ledger(runs_dir, results_dir)
     table = Table("claim", "paper, ours, why", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -41,4 +48,4 @@ def list_claims(
     console = Console(markup=False, highlight=False)
     console.print(table)
     if report:
-        console.print(f"wrote {write_ledger(entries, results_dir / 'claims')}", soft_wrap=True)
+        console.print(f"wrote {write_ledger(entries, results_dir)}", soft_wrap=True)

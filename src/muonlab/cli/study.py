@@ -119,15 +119,33 @@ def report(
     runs_dir: StudiesDir = STUDIES_DIR,
     results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
 ) -> None:
-    """Write the reports of studies, whatever of their runs there is: a page, Markdown, CSV."""
-    from muonlab.lab.plan import folder_name
+    """Write the reports of studies: a page, Markdown with pictures, CSV, verdicts.
+
+    A report can be written at any time: runs that are missing or failed are shown as such. Without
+    names: the studies that have a folder of runs. A report of more runs is never overwritten.
+    """
+    from muonlab.lab.plan import folder, folder_name
     from muonlab.papers import EXPERIMENTS
     from muonlab.report.study import write_study
 
-    for name in studies or EXPERIMENTS:
-        experiment = find(name, scale)
-        page = write_study(experiment, runs_dir, results_dir / folder_name(experiment))
-        Console(markup=False, highlight=False, soft_wrap=True).print(f"wrote {page}")
+    experiments = [find(name, scale) for name in studies or EXPERIMENTS]
+    if not studies:
+        experiments = [each for each in experiments if folder(each, runs_dir).is_dir()]
+    if not experiments:
+        raise UserError(
+            f"no study at scale {scale} has runs below {runs_dir}; "
+            f"`muonlab study run STUDY --scale {scale}` makes them"
+        )
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    refusals: list[str] = []
+    for experiment in experiments:
+        try:
+            page = write_study(experiment, runs_dir, results_dir / folder_name(experiment))
+            console.print(f"wrote {page}")
+        except UserError as refusal:
+            refusals.append(str(refusal))
+    if refusals:
+        raise UserError("; ".join(refusals))
 
 
 @application.command

@@ -12,7 +12,7 @@ from muonlab.lab.experiment import SCALES, VERDICTS, Verdict, VerdictName
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.claims import CLAIMS, Claim
 from muonlab.report.content import Column, Report, Section, Table
-from muonlab.report.files import write_report
+from muonlab.report.files import PAGE, REPORT, write_report
 from muonlab.report.verdicts import signed
 
 RESULTS = Path("results")
@@ -23,8 +23,8 @@ THEORY = Path("runs/theory")
 class Entry:
     """A row of the ledger. Without a verdict, ``sentence`` says what is missing.
 
-    ``source``: where the verdict was read; ``directory``: of the report behind it, below the
-    results, or empty.
+    ``source``: where the verdict was read. ``report``: the report behind it, as a path below the
+    results; empty if there is none.
     """
 
     claim: Claim
@@ -32,7 +32,7 @@ class Entry:
     sentence: str
     ours: str = ""
     source: str = ""
-    directory: str = ""
+    report: str = ""
 
 
 def ledger(studies: Path, results: Path = RESULTS, theory: Path = THEORY) -> list[Entry]:
@@ -45,7 +45,8 @@ def ledger(studies: Path, results: Path = RESULTS, theory: Path = THEORY) -> lis
     return [entry for claim in CLAIMS for entry in _entries(claim, studies, results, theory)]
 
 
-def ledger_table(entries: list[Entry]) -> Table:
+def ledger_table(entries: list[Entry], results: Path) -> Table:
+    """A row a claim, with links from ``results/claims`` to the reports behind it."""
     columns = (
         Column(key="claim", heading="Claim"),
         Column(key="text", heading="What it says", wraps=True),
@@ -53,7 +54,9 @@ def ledger_table(entries: list[Entry]) -> Table:
         Column(key="ours", heading="Ours", wraps=True),
         Column(key="verdict", heading="Verdict"),
         Column(key="sentence", heading="Why", wraps=True),
-        Column(key="source", heading="Runs behind it", wraps=True, links="directory"),
+        Column(
+            key="source", heading="Runs behind it", wraps=True, links="report", page_links="page"
+        ),
     )
     rows = [
         {
@@ -64,7 +67,8 @@ def ledger_table(entries: list[Entry]) -> Table:
             "verdict": signed(entry.verdict) if entry.verdict else "– not yet",
             "sentence": entry.sentence,
             "source": entry.source,
-            "directory": f"../{entry.directory}/" if entry.directory else "",
+            "report": f"../{entry.report}" if entry.report else "",
+            "page": f"../{_page(entry.report, results)}" if entry.report else "",
         }
         for entry in entries
     ]
@@ -76,8 +80,8 @@ def ledger_table(entries: list[Entry]) -> Table:
     )
 
 
-def write_ledger(entries: list[Entry], directory: Path) -> Path:
-    """The page for all studies, beside their reports; returns the page's path."""
+def write_ledger(entries: list[Entry], results: Path) -> Path:
+    """Write the page of all claims to ``results/claims``; returns the page's path."""
     judged = [entry for entry in entries if entry.verdict]
     report = Report(
         title="Claims",
@@ -86,11 +90,15 @@ def write_ledger(entries: list[Entry], directory: Path) -> Path:
         sections=[
             Section(
                 title="P1: Muon for training language models, with latent attention and experts",
-                items=[ledger_table([entry for entry in entries if entry.claim.paper == "P1"])],
+                items=[
+                    ledger_table([entry for entry in entries if entry.claim.paper == "P1"], results)
+                ],
             ),
             Section(
                 title="P2: Muon against AdamW, and latent attention, at 500,000 tokens",
-                items=[ledger_table([entry for entry in entries if entry.claim.paper == "P2"])],
+                items=[
+                    ledger_table([entry for entry in entries if entry.claim.paper == "P2"], results)
+                ],
             ),
         ],
     )
@@ -105,7 +113,8 @@ def write_ledger(entries: list[Entry], directory: Path) -> Path:
         for entry in judged
         if entry.verdict
     ]
-    return write_report(report, directory, ledger_table(entries).csv(), verdicts)
+    rows = ledger_table(entries, results).frame.drop(columns="page")
+    return write_report(report, results / "claims", rows.to_csv(index=False), verdicts)
 
 
 def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[Entry]:
@@ -142,8 +151,9 @@ def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
     if not path.exists():
         return
     folder = path.parent
-    report = results / (f"theory/{folder.name}" if path.name == "outcome.json" else folder.name)
-    directory = report.relative_to(results).as_posix() if report.is_dir() else ""
+    theory = path.name == "outcome.json"
+    report = f"theory/{REPORT}#{folder.name}" if theory else f"{folder.name}/{REPORT}"
+    exists = (results / report.partition("#")[0]).exists()
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         for verdict in facts if isinstance(facts, list) else [facts]:
@@ -156,10 +166,16 @@ def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
                     sentence=verdict["sentence"],
                     ours=verdict.get("ours", ""),
                     source=_source(folder),
-                    directory=directory,
+                    report=report if exists else "",
                 )
     except (ValueError, KeyError, TypeError) as error:
         yield Entry(claim=claim, verdict=None, sentence=f"{path} is damaged: {error}")
+
+
+def _page(report: str, results: Path) -> str:
+    """The HTML page beside a report, or the report itself where no page has been written."""
+    page = f"{report.removesuffix(REPORT)}{PAGE}"
+    return page if (results / page).exists() else report
 
 
 def _source(folder: Path) -> str:

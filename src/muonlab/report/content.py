@@ -3,6 +3,7 @@
 Nothing here knows what a run is: a study's report is made of the same pieces.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ class Column:
     """One column of a table: its key in the frame, its heading with the unit, its digits.
 
     A value is shown times ``scale``. ``better`` lets the best value of the column stand out.
-    ``wraps``: its cells are sentences. ``links``: the key of another column, which holds the
-    directory of the report that a cell leads to.
+    ``wraps``: its cells are sentences. ``links`` and ``page_links``: the keys of other columns,
+    which hold the file that a cell leads to in Markdown and on the page.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Column:
     better: Literal["lower", "higher"] | None = None
     wraps: bool = False
     links: str | None = None
+    page_links: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,7 @@ class Cell:
     sort_by: float | str | None
     best: bool = False
     link: str = ""
+    page_link: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,10 +85,16 @@ class Table:
             halves = list(self.half_widths[column.key])
         contenders = self.contenders or [True] * len(values)
         best = self._best(column, values, contenders)
-        links = list(self.frame[column.links]) if column.links else [""] * len(values)
+        links, page_links = (
+            list(self.frame[key]) if key else [""] * len(values)
+            for key in (column.links, column.page_links)
+        )
+        rows = zip(values, halves, contenders, links, page_links, strict=True)
         return [
-            _cell(value, half, column, best if contends else None, link)
-            for value, half, contends, link in zip(values, halves, contenders, links, strict=True)
+            dataclasses.replace(
+                _cell(value, half, column, best if contends else None), link=link, page_link=page
+            )
+            for value, half, contends, link, page in rows
         ]
 
     @staticmethod
@@ -102,9 +111,9 @@ class Table:
         return min(numbers) if column.better == "lower" else max(numbers)
 
 
-def _cell(value: float | str, half: float, column: Column, best: float | None, link: str) -> Cell:
+def _cell(value: float | str, half: float, column: Column, best: float | None) -> Cell:
     if isinstance(value, str):
-        return Cell(text=value, sort_by=value, link=link)
+        return Cell(text=value, sort_by=value)
     if math.isnan(value):
         return Cell(text="–", sort_by=None)
     text = f"{value * column.scale:,.{column.digits}f}"

@@ -12,6 +12,10 @@ from muonlab.report.markdown import to_markdown
 from muonlab.report.page import to_html
 from muonlab.runs import write_whole
 
+PAGE = "index.html"
+REPORT = "report.md"
+RUNS = "runs.csv"  # a row for each run, unscaled
+
 
 def write_report(
     report: Report, directory: Path, csv: str, verdicts: Sequence[Verdict] | None = None
@@ -22,11 +26,11 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
         write_png(figure, directory / f"{figure.name}.png")
-    write_whole(directory / "report.md", to_markdown(report))
-    write_whole(directory / "runs.csv", csv)
+    write_whole(directory / REPORT, to_markdown(report))
+    write_whole(directory / RUNS, csv)
     if verdicts is not None:
         facts = [asdict(verdict) for verdict in verdicts]
         write_whole(directory / VERDICTS, json.dumps(facts, indent=2) + "\n")
-    page = directory / "index.html"
+    page = directory / PAGE
     write_whole(page, to_html(report))
     return page

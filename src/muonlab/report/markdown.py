@@ -49,7 +49,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = f"[{_text(cell.text)}]({cell.link}report.md)" if cell.link else _text(cell.text)
+    text = f"[{_text(cell.text)}]({cell.link})" if cell.link else _text(cell.text)
     return f"**{text}**" if cell.best else text
 
 

@@ -14,7 +14,7 @@ from muonlab.lab.record import command
 from muonlab.lab.results import StudyResults, judge_measurement, measurement_frame
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
-from muonlab.report.files import write_report
+from muonlab.report.files import RUNS, write_report
 from muonlab.report.frames import hardware
 from muonlab.report.study_figures import label_figures, search_figures, value_figures
 from muonlab.report.study_tables import (
@@ -28,6 +28,7 @@ from muonlab.report.study_tables import (
     trials_table,
 )
 from muonlab.report.verdicts import verdict_table
+from muonlab.runs import RunError
 
 TIMES_APART = 1.2
 VALIDATION = (
@@ -41,7 +42,7 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
 
     ``root`` holds the folders of the studies' runs. Runs that are missing, failed or damaged are
     shown as such: a report can be made at any time. Raises RunError if a measurement's rows are
-    damaged.
+    damaged, or if ``directory`` holds a report of more runs than there are below ``root``.
     """
     record = read_record(experiment, root) or {}
     if isinstance(experiment, Measurement):
@@ -52,7 +53,30 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
         results = StudyResults(experiment, root)
         verdicts, frame = results.verdicts, results.frame
         report = study_report(results, record)
+    _refuse_to_lose(experiment, frame, directory)
     return write_report(report, directory, frame.to_csv(index=False), verdicts)
+
+
+def count_results(frame: pd.DataFrame) -> int:
+    """The rows that hold a result: finished or diverged runs, or everything that was measured."""
+    return len(frame.dropna(subset=["val/loss"])) if "val/loss" in frame else len(frame)
+
+
+def _refuse_to_lose(experiment: Experiment, frame: pd.DataFrame, directory: Path) -> None:
+    """Raise RunError where the report in ``directory`` was made from more results than these."""
+    path = directory / RUNS
+    try:
+        kept = count_results(pd.read_csv(path)) if path.exists() else 0
+    except pd.errors.EmptyDataError:
+        kept = 0
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}; delete it to write a new report") from None
+    if (found := count_results(frame)) < kept:
+        unit = "measured rows" if isinstance(experiment, Measurement) else "runs"
+        raise RunError(
+            f"{directory} holds a report of {kept} {unit}, and there are {found} here: it was not "
+            "overwritten; --results-dir DIRECTORY writes the new report elsewhere"
+        )
 
 
 def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
