@@ -1,5 +1,6 @@
 """Fixtures of the trainer's tests: a tiny text, its cache, and runs on it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from muonlab.data import TokenData
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
 from muonlab.train import train
+
+# Tests leave the user's cache alone and keep one of their own from session to session.
+USER_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "user-cache"
+os.environ["XDG_CACHE_HOME"] = str(USER_CACHE.absolute())
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
     config.json      complete and reloadable
     manifest.json    code, versions, machine, data, warnings
+    tokenizer.json   what the model reads and writes; its checksum stands in the manifest
     metrics.jsonl    flat rows
     checkpoints/step-00000500/{model.safetensors, optimizer.pt, state.json}
     summary.json     written last: present means finished
@@ -11,6 +12,7 @@ up or a process that dies leaves the previous checkpoint as it was.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -29,6 +31,7 @@ import torch
 from torch import nn
 
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
+from muonlab.data import TextTokenizer, parse_tokenizer
 from muonlab.errors import UserError
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})$")
@@ -82,19 +85,21 @@ class RunDirectory:
 
     def check_is_of(self, config: RunConfig, data_hash: str) -> None:
         """Raise RunError unless this is an untouched run of ``config`` on that data."""
-        manifest = self.manifest()
-        found = self.config().fingerprint()
-        if found != manifest["fingerprint"]:
-            raise RunError(f"{self.path}/config.json was changed after the run began")
-        if found != config.fingerprint():
+        if self.untouched_config().fingerprint() != config.fingerprint():
             raise RunError(f"{self.path} is the run of another config")
-        if data_hash != manifest["data_hash"]:
+        if data_hash != self.manifest()["data_hash"]:
             raise RunError(f"{self.path} was trained on other data than the corpus now holds")
 
-    def create(self, config: RunConfig, manifest: dict[str, Any]) -> None:
-        """Start a run here."""
+    def create(
+        self, config: RunConfig, manifest: dict[str, Any], tokenizer: TextTokenizer | None = None
+    ) -> None:
+        """Start a run here, which keeps its tokenizer (None: only its corpus knows it)."""
         with _one_line_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if tokenizer is not None:
+                text = tokenizer.to_json()
+                write_whole(self.path / "tokenizer.json", text)
+                manifest = manifest | {"tokenizer_sha256": _sha256(text)}
             write_whole(self.path / "manifest.json", _json(manifest))
             write_whole(self.path / "config.json", to_json(config))
 
@@ -107,6 +112,29 @@ class RunDirectory:
             return from_json(path.read_text(encoding="utf-8"))
         except (ConfigError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}") from None
+
+    def untouched_config(self) -> RunConfig:
+        """The config, as it was when the run began; raises RunError."""
+        config = self.config()
+        if config.fingerprint() != self.manifest()["fingerprint"]:
+            raise RunError(f"{self.path}/config.json was changed after the run began")
+        return config
+
+    def tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer, or None where the run was made before runs kept it; raises RunError."""
+        expected = self.manifest().get("tokenizer_sha256")
+        if expected is None:
+            return None
+        path = self.path / "tokenizer.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RunError(f"{path} does not exist") from None
+        except UnicodeDecodeError as error:
+            raise RunError(f"{path} is damaged: {error}") from None
+        if _sha256(text) != expected:
+            raise RunError(f"{path} was changed after the run began")
+        return parse_tokenizer(text, self.config().data.tokenizer.end_of_text, str(path))
 
     def manifest(self) -> dict[str, Any]:
         """What `muonlab.manifest` found at the start; raises RunError."""
@@ -335,6 +363,10 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def _save_model(model: nn.Module, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(model).items()}
     safetensors.torch.save_file(tensors, path)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _json(values: dict[str, Any]) -> str:

@@ -60,7 +60,8 @@ def train(
         if run.exists():
             run.check_is_of(config, data.data_hash)
         else:
-            run.create(config, manifest(config, data, model, optimizer, device))
+            facts = manifest(config, data, model, optimizer, device)
+            run.create(config, facts, data.tokenizer)
         if run.checkpoint_steps():
             step, state = restore(run, model, optimizer)
         else:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import CACHE_DIR, CacheDir, Overrides, RecipeName
+from muonlab.cli.options import CacheDir, Overrides, RecipeName
 
 if TYPE_CHECKING:
     from muonlab.data import TokenData
@@ -16,7 +16,7 @@ application = SubcommandApp()
 
 @application.command
 def prepare(
-    recipe_name: RecipeName = "small", overrides: Overrides = (), cache_dir: CacheDir = CACHE_DIR
+    recipe_name: RecipeName = "small", overrides: Overrides = (), cache_dir: CacheDir = None
 ) -> None:
     """Encode a recipe's corpus into the cache, and say what it holds.
 

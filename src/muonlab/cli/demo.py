@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from muonlab.cli.data import print_corpus
-from muonlab.cli.models import load_run
-from muonlab.cli.options import CACHE_DIR, RUNS_DIR, CacheDir, RunsDir
+from muonlab.cli.options import RUNS_DIR, CacheDir, RunsDir
 from muonlab.cli.runs import with_text
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def demo(
     ] = None,
     steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 300,
     runs_dir: RunsDir = RUNS_DIR,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Train a pair of small MoE models, Muon against AdamW, and show which is better.
 
@@ -87,11 +86,12 @@ def _short(config: "RunConfig", steps: int) -> "RunConfig":
     return override(config, ["name=demo", f"train.steps={steps}"])
 
 
-def _samples(path: Path, corpus: "TokenData", cache_dir: Path) -> list[tuple[str, str]]:
+def _samples(path: Path, corpus: "TokenData", cache_dir: Path | None) -> list[tuple[str, str]]:
     """Continuations of the openings of two validation documents."""
     from muonlab.generate import GenerateOptions, generate_text
+    from muonlab.loading import load
 
-    model, _, _ = load_run(path, None, cache_dir)
+    model = load(path, cache_dir=cache_dir).model
     documents = range(min(2, corpus.num_documents("validation")))
     openings = [corpus.document("validation", i)[:PROMPT_TOKENS].tolist() for i in documents]
     prompts = [corpus.tokenizer.decode(ids) for ids in openings]

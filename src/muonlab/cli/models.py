@@ -6,36 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from muonlab.cli.options import CACHE_DIR, CacheDir, Native, RunPath
+from muonlab.cli.options import CacheDir, Native, RunPath
 
 if TYPE_CHECKING:
     from muonlab.data import TokenData
     from muonlab.data.splits import SplitName
     from muonlab.model import LanguageModel
-    from muonlab.runs import RunDirectory
 
 Step = Annotated[int | None, tyro.conf.arg(help="a checkpoint's step; default: the newest")]
-
-
-def load_run(
-    path: Path, step: int | None, cache_dir: Path
-) -> "tuple[LanguageModel, TokenData, RunDirectory]":
-    """The model of a run at a checkpoint, and its data; raises RunError."""
-    from muonlab import machine
-    from muonlab.runs import RunDirectory, RunError, load_weights
-
-    run = RunDirectory(path)
-    config = run.config()
-    checkpoint = run.load_checkpoint(step)
-    device = machine.default_device()
-    model = config.model.build(0, device)
-    load_weights(model, checkpoint.model, path)
-    model.compute_dtype = machine.resolve_dtype(checkpoint.state.dtype, device)
-    model.eval()
-    data = config.data.prepare(cache_dir)
-    if data.data_hash != run.manifest()["data_hash"]:
-        raise RunError(f"{path} was trained on other data than the corpus now holds")
-    return model, data, run
 
 
 def evaluate_run(
@@ -47,7 +25,7 @@ def evaluate_run(
     ] = (),
     limit: Annotated[int | None, tyro.conf.arg(help="examples of each task")] = None,
     step: Step = None,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Loss, bits per byte, perplexity, accuracy and routing over a whole split.
 
@@ -55,12 +33,14 @@ def evaluate_run(
     own documents and need no network: muonlab_text and muonlab_next_sentence.
     """
     from muonlab.evaluate import evaluate
+    from muonlab.loading import load, open_corpus
 
-    model, data, run = load_run(run_path, step, cache_dir)
+    loaded = load(run_path, step=step, cache_dir=cache_dir)
+    model, settings = loaded.model, loaded.config.train
+    data = open_corpus(loaded.run, cache_dir)
     if tasks:
         _evaluate_tasks(model, data, split, tasks, limit)
         return
-    settings = run.config().train
     name: SplitName = split
     metrics = evaluate(
         model,
@@ -111,15 +91,17 @@ def generate_from_run(
     extend: Annotated[bool, tyro.conf.arg(help="go beyond the trained length")] = False,
     native_kernels: Native = False,
     step: Step = None,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Continue texts with a trained model; a single one streams to the terminal."""
     from muonlab.generate import GenerateOptions, generate_text
+    from muonlab.loading import load
     from muonlab.model import native
 
-    model, data, _ = load_run(run_path, step, cache_dir)
+    loaded = load(run_path, step=step, cache_dir=cache_dir)
+    model, tokenizer = loaded.model, loaded.tokenizer
     if max_new_tokens is None:
-        longest = max((len(data.tokenizer.encode(text)) for text in prompt), default=0)
+        longest = max((len(tokenizer.encode(text)) for text in prompt), default=0)
         max_new_tokens = max(1, min(200, model.config.max_length - longest + 1))
     options = GenerateOptions(
         max_new_tokens=max_new_tokens,
@@ -132,7 +114,7 @@ def generate_from_run(
     if native_kernels:
         native.enable()
     model = model.for_inference(model.compute_dtype)
-    pieces = generate_text(model, data.tokenizer, list(prompt), options)
+    pieces = generate_text(model, tokenizer, list(prompt), options)
     if len(prompt) == 1:
         print(prompt[0], end="", flush=True)
         for (piece,) in pieces:
@@ -152,16 +134,19 @@ def export_run(
     to: Annotated[Path | None, tyro.conf.arg(help="a new directory; default: RUN/hf")] = None,
     format: Literal["hf"] = "hf",  # noqa: A002 (the flag's name)
     step: Step = None,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Write a finished run for Hugging Face transformers: weights, config, tokenizer."""
     from muonlab.export import export_hf
+    from muonlab.loading import load
     from muonlab.runs import RunDirectory, RunError
 
-    status = RunDirectory(run_path).status()
+    run = RunDirectory(run_path)
+    run.config()  # no run: nothing is asked of its status
+    status = run.status()
     if status != "finished" and step is None:
         raise RunError(f"{run_path} is {status}, not finished; name a checkpoint with --step")
-    model, data, _ = load_run(run_path, step, cache_dir)
+    loaded = load(run_path, step=step, cache_dir=cache_dir)
     directory = to or run_path / "hf"
-    family = export_hf(model, data.tokenizer, directory)
+    family = export_hf(loaded.model, loaded.tokenizer, directory)
     print(f"{directory}: {family}, for transformers.AutoModelForCausalLM.from_pretrained")

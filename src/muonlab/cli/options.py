@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 import tyro
 
 RunsDir = Annotated[Path, tyro.conf.arg(help="where run directories are kept")]
-CacheDir = Annotated[Path, tyro.conf.arg(help="where encoded corpora are kept")]
+CacheDir = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="DIR",
+        help="where encoded corpora are kept",
+        help_behavior_hint="(default: the user's cache, ~/.cache/muonlab/corpora)",
+    ),
+]
 RunPath = Annotated[
     Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run directory")
 ]
@@ -30,4 +37,3 @@ Scale = Literal["nano", "small", "paper"]
 RUNS_DIR = Path("runs")
 STUDIES_DIR = Path("runs/studies")
 RESULTS_DIR = Path("results")
-CACHE_DIR = Path("cache")

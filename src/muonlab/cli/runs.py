@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from muonlab.cli.options import (
-    CACHE_DIR,
     RUNS_DIR,
     CacheDir,
     Overrides,
@@ -31,7 +30,7 @@ def train_recipe(
         Path | None, tyro.conf.arg(help="train on your own text: a file or a directory")
     ] = None,
     runs_dir: RunsDir = RUNS_DIR,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Train a recipe, with any field of it changed on the command line.
 
@@ -51,7 +50,7 @@ def train_recipe(
     execute(config, run, cache_dir)
 
 
-def resume(run_path: RunPath, *, cache_dir: CacheDir = CACHE_DIR) -> None:
+def resume(run_path: RunPath, *, cache_dir: CacheDir = None) -> None:
     """Continue an interrupted run from its newest checkpoint, bit for bit."""
     from muonlab.runs import RunDirectory, RunError
 
@@ -105,7 +104,7 @@ def with_text(config: "RunConfig", path: Path | None) -> "RunConfig":
     return dataclasses.replace(config, data=data)
 
 
-def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path) -> None:
+def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path | None) -> None:
     """Train with a progress bar; say where, and how it ended."""
     from muonlab.train import train
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import CACHE_DIR, RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
+from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
 from muonlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(
     ] = False,
     keep_checkpoints: Annotated[bool, tyro.conf.arg(help="of finished runs too")] = False,
     runs_dir: StudiesDir = STUDIES_DIR,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Make the runs of studies that are missing; go on with those that were cut.
 

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import CACHE_DIR, CacheDir
+from muonlab.cli.options import CacheDir
 from muonlab.errors import UserError
 
 application = SubcommandApp()
@@ -41,7 +41,7 @@ def run_checks(
     all: Annotated[bool, tyro.conf.arg(help="run every check")] = False,  # noqa: A002
     thorough: Annotated[bool, tyro.conf.arg(help="more seeds and sizes; up to an hour")] = False,
     out: OutcomesDir = OUTCOMES_DIR,
-    cache_dir: CacheDir = CACHE_DIR,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Run checks and keep data, figure and verdict of each; Ctrl-C loses the current one only."""
     from muonlab.theory.catalogue import CHECKS, find_check

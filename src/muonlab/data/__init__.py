@@ -10,6 +10,7 @@ from muonlab.data.tokenizer import (
     TokenizerConfig,
     TokenizerFile,
     TrainBPE,
+    parse_tokenizer,
 )
 from muonlab.data.tokens import IGNORED_TARGET, TokenData
 
@@ -31,4 +32,5 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerFile",
     "TrainBPE",
+    "parse_tokenizer",
 ]

@@ -22,6 +22,7 @@ from muonlab.data.sources import BuiltinConfig, Source
 from muonlab.data.splits import DocumentSplit, Split
 from muonlab.data.tokenizer import TextTokenizer, TokenizerConfig, TrainBPE
 from muonlab.data.tokens import TokenData
+from muonlab.places import corpora
 
 DOCUMENTS_PER_WORKER = 16  # in flight
 
@@ -49,13 +50,19 @@ class DataConfig:
                 raise ValueError(f"{name}={value}: expected at least 1, or null for no limit")
 
     def prepare(
-        self, cache_dir: Path, *, num_workers: int | None = None, progress: bool = True
+        self,
+        cache_dir: Path | None = None,
+        *,
+        num_workers: int | None = None,
+        progress: bool = True,
     ) -> TokenData:
         """Open the token cache of this config below ``cache_dir``, building it where needed.
 
+        None: the user's cache, for every directory the same (`muonlab.places.corpora`).
         A cache that is missing, unfinished or damaged is built by ``num_workers`` threads (all
         cores by default); of several processes one builds and the others wait. Raises `DataError`.
         """
+        cache_dir = cache_dir or corpora()
         try:
             directory = cache_dir / self.cache_key()
             with contextlib.suppress(CacheDamagedError):

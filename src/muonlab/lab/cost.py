@@ -39,7 +39,7 @@ def model_flops(config: RunConfig) -> float:
     return 3.0 * account(config.model, length=settings.sequence_length).forward_flops * tokens
 
 
-def estimate(configs: Sequence[RunConfig], cache_dir: Path) -> Cost:
+def estimate(configs: Sequence[RunConfig], cache_dir: Path | None) -> Cost:
     """Cost of these runs, by timing a few steps of each distinct shape in this process."""
     rates: dict[str, tuple[float, float, int]] = {}
     evaluations: dict[str, int | None] = {}
@@ -125,7 +125,7 @@ def _checkpoint_bytes(model: LanguageModel, optimizer: Muon) -> int:
 
 
 def _evaluated_tokens(
-    config: RunConfig, cache_dir: Path, known: dict[str, int | None]
+    config: RunConfig, cache_dir: Path | None, known: dict[str, int | None]
 ) -> int | None:
     """Tokens of one evaluation; None where only the corpus could tell and it is not at hand."""
     settings = config.train

@@ -25,6 +25,7 @@ from muonlab.lab.plan import (
 from muonlab.lab.record import ROWS, command, write_facts, write_record, write_verdicts
 from muonlab.lab.results import judge
 from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
+from muonlab.places import corpora
 from muonlab.runs import write_whole
 from muonlab.train import stop_signals
 
@@ -44,7 +45,7 @@ class Resources:
     workers: int | None = None
     threads: int = 1
     executor: ExecutorName = "local"
-    cache_dir: Path = Path("cache")
+    cache_dir: Path | None = None  # None: the user's cache
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):
@@ -119,7 +120,9 @@ def run_measurement(
 
 def _make_runs(plan: Plan, board: Board, resources: Resources, keep_checkpoints: bool) -> None:
     options = Options(
-        root=str(plan.root), cache_dir=str(resources.cache_dir), threads=resources.threads
+        root=str(plan.root),
+        cache_dir=str(resources.cache_dir or corpora()),
+        threads=resources.threads,
     )
     log = folder(plan.study, plan.root) / "workers.log"
     with (
@@ -224,7 +227,7 @@ class _Engine:
         self._note_failure(job, message)
 
 
-def _prepare_data(plan: Plan, cache_dir: Path) -> None:
+def _prepare_data(plan: Plan, cache_dir: Path | None) -> None:
     """Build the corpora once, before several workers ask for them. Raises DataError."""
     for data in {job.config.data.cache_key(): job.config.data for job in plan.to_do()}.values():
         data.prepare(cache_dir)

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from muonlab.places import user_cache
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 # sums may be reordered, so that they use vectors; infinities stay
@@ -119,7 +121,7 @@ def _load() -> ctypes.CDLL:
         raise OSError(f"there is no C++ compiler {compiler!r} (CXX names another)")
     facts = (SOURCE.read_text(), *FLAGS, found, platform.machine(), _instruction_sets())
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "muonlab"
+    cache = user_cache()
     library = cache / f"native-{key}.so"
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ class Evidence:
 class Context:
     """What a run needs from outside: where corpora are kept, and whom to tell of the share done."""
 
-    cache_dir: Path = Path("cache")
+    cache_dir: Path | None = None  # the user's
     advance: Callable[[float], None] = field(default=lambda share: None)
 
 

@@ -55,7 +55,9 @@ def arm_config(arm: Arm, seed: int, num_updates: int) -> RunConfig:
     )
 
 
-def train_arm(arm: Arm, seed: int, num_updates: int, every: int, cache_dir: Path) -> list[Row]:
+def train_arm(
+    arm: Arm, seed: int, num_updates: int, every: int, cache_dir: Path | None
+) -> list[Row]:
     """Train, and look ``every`` so many updates: rows of each matrix and of the whole model."""
     config = arm_config(arm, seed, num_updates)
     data = config.data.prepare(cache_dir, progress=False)
