@@ -38,7 +38,8 @@ def assert_equal_parameters(first, second):
 def mixed(seed=0, **options):
     params = parameters((4, 8, 16), (16, 16), (9, 5), (5,), seed=seed)
     groups = [
-        {"params": params[:2], "layouts": [{"row_blocks": [4, 4]}, None]},
+        {"params": params[:1], "layout": {"row_blocks": [4, 4]}},
+        {"params": params[1:2]},
         {"params": params[2:], "algorithm": "adamw", "lr": 0.003},
     ]
     return params, Muon(groups, lr=0.02, **options)

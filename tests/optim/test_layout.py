@@ -47,7 +47,7 @@ def test_a_layout_equals_separate_matrices(case, options):
     torch.manual_seed(0)
     fused = nn.Parameter(torch.randn(shape))
     separate = [nn.Parameter(part.clone()) for part in cut(fused.detach())]
-    one = Muon([{"params": [fused], "layouts": [layout]}], lr=0.1, dtype="fp32", **options)
+    one = Muon([{"params": [fused], "layout": layout}], lr=0.1, dtype="fp32", **options)
     many = Muon(separate, lr=0.1, dtype="fp32", **options)
     for _ in range(4):
         fused.grad = torch.randn(shape)
@@ -87,6 +87,6 @@ def test_blocks_are_views():
 def test_a_layout_that_does_not_fit_is_named(shape, layout, message):
     parameter = nn.Parameter(torch.zeros(shape))
     with pytest.raises(ValueError, match=message):
-        Muon([{"params": [("model.weight", parameter)], "layouts": [layout]}])
+        Muon([{"params": [("model.weight", parameter)], "layout": layout}])
     with pytest.raises(ValueError, match=r"model\.weight"):
-        Muon([{"params": [("model.weight", parameter)], "layouts": [layout]}])
+        Muon([{"params": [("model.weight", parameter)], "layout": layout}])

@@ -14,6 +14,8 @@ from torch import nn
 
 from muonlab.optim import Muon, orthogonalise
 
+pytestmark = pytest.mark.filterwarnings("ignore::muonlab.optim.SlowDtypeWarning")
+
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize(

@@ -56,9 +56,11 @@ def test_half_precision_parameters_keep_fp32_moments_through_a_load():
         (lambda s: s["state"][0].update(momentum=torch.zeros(3, 3)), r"momentum is \(3, 3\)"),
         (lambda s: s["state"][1].update(momentum=torch.zeros(16, 16).half()), "float16"),
         (lambda s: s["state"][0].pop("momentum"), "momentum"),
-        (lambda s: s["param_groups"].pop(), "1 groups"),
-        (lambda s: s["param_groups"][0]["params"].pop(), "1 parameters"),
-        (lambda s: s["param_groups"][1].update(algorithm="muon"), "'muon'"),
+        (lambda s: s["param_groups"].pop(), "2 groups"),
+        (lambda s: s["param_groups"][2]["params"].pop(), "1 parameters"),
+        (lambda s: s["param_groups"][2].update(algorithm="muon"), "'muon'"),
+        (lambda s: s["param_groups"][0].update(momentum=2.0), "momentum 2.0"),
+        (lambda s: s.pop("state"), "no 'state'"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(change, message):
@@ -66,9 +68,13 @@ def test_a_state_that_does_not_fit_is_refused(change, message):
     set_gradients(0, params)
     muon.step()
     state = copy.deepcopy(muon.state_dict())
+    before = copy.deepcopy(muon.state_dict())
     change(state)
     with pytest.raises(ValueError, match=message):
         muon.load_state_dict(state)
+    after = muon.state_dict()
+    assert after["param_groups"] == before["param_groups"]  # nothing has changed
+    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
 
 
 def test_state_is_reported_in_bytes_against_adamw():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from muonlab.optim.polar import normalise_
+
 if TYPE_CHECKING:
     from muonlab.optim.update import Piece
 
@@ -48,15 +50,14 @@ class Collector:
         """The (B, m, n) direction of one piece before scale and learning rate."""
         size = direction.shape[0]
         update, gradient = direction.to(piece.master), piece.gradient.to(piece.master)
-        active = torch.ones(size, dtype=torch.bool)
+        active = torch.ones(size, dtype=torch.bool, device=update.device)
         if piece.active is not None:
-            active = piece.active.flatten() > 0
+            active = piece.active.flatten()
         norms = torch.linalg.vector_norm(update, dim=(1, 2))
-        gradient_norms = torch.linalg.vector_norm(gradient, dim=(1, 2))
-        inner = (gradient * update).sum(dim=(1, 2))
+        cosines = (normalise_(gradient.clone()) * update).sum(dim=(1, 2)) / norms
         rms = norms * scale / (update.shape[1] * update.shape[2]) ** 0.5
         self.blocks.append((piece.name, rms))
-        self.alignments.append((inner / (norms * gradient_norms))[active])
+        self.alignments.append(cosines[active & (norms > 0)])
         self.num_matrices += size
         self.num_idle += size - int(active.sum())
         self.num_values += int(active.sum()) * update.shape[1] * update.shape[2]

@@ -79,19 +79,18 @@ def build_groups(
             raise ValueError(f"{place.name} {tuple(place.parameter.shape)}: {place.reason}")
         muon = place.role in muon_roles
         vector = place.role == "vector" and not decay_vectors
-        key = "muon" if muon else "adamw, no decay" if vector else "adamw"
-        if key not in groups:
-            groups[key] = {"params": [], "param_names": [], "algorithm": key.split(",")[0]}
-        group = groups[key]
+        options: dict[str, Any] = {"algorithm": "muon" if muon else "adamw"}
+        if muon:
+            layout = _effective_layout(place.layout, split_fused, per_head)
+            options |= {"scale": scale, "layout": layout}
+        elif vector:
+            options["weight_decay"] = 0.0
+        group = groups.setdefault(repr(options), {"params": [], "param_names": []} | options)
         group["params"].append(place.parameter)
         group["param_names"].append(place.name)
-        if muon:
-            group["scale"] = scale
-            layout = _effective_layout(place.layout, split_fused, per_head)
-            group.setdefault("layouts", []).append(layout)
-        elif vector:
-            group["weight_decay"] = 0.0
-    return [groups[key] for key in ("muon", "adamw", "adamw, no decay") if key in groups]
+    return sorted(
+        groups.values(), key=lambda group: (group["algorithm"] != "muon", "weight_decay" in group)
+    )
 
 
 def place_parameters(
@@ -143,12 +142,11 @@ def describe_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict
     rows = []
     for group in groups:
         params = group["params"]
-        layouts = group.get("layouts") or [None] * len(params)
         names = group.get("param_names") or [str(index) for index in range(len(params))]
-        for name, parameter, layout in zip(names, params, layouts, strict=True):
+        for name, parameter in zip(names, params, strict=True):
             matrices = ""
             if group["algorithm"] == "muon":
-                blocks = MatrixSpec.from_layout(parameter.shape, layout).block_shapes
+                blocks = MatrixSpec.from_layout(parameter.shape, group["layout"]).block_shapes
                 matrices = " + ".join(
                     f"{m}×{n}" if batch == 1 else f"{batch} of {m}×{n}" for batch, m, n in blocks
                 )

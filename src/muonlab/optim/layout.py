@@ -8,13 +8,17 @@ shape (batch, m, n), each of which holds ``batch`` matrices that Muon orthogonal
     convolution       [out, in, kh, kw]  one block   (1, out, in·kh·kw)
     fused QKV         [hq+hk+hv, in]     three blocks, by ``row_blocks``
     MLA up-projection [heads·dh, rank]   one block   (heads, dh, rank), by ``heads``
+    input first       [in, out]          one block   (1, out, in), by ``transpose``
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+LAYOUT_KEYS = ("row_blocks", "heads", "flatten", "transpose")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,20 +26,27 @@ class MatrixSpec:
     """How one parameter of shape ``shape`` splits into matrices.
 
     ``row_blocks`` tiles the rows of each matrix; ``heads`` then splits every row block into that
-    many equal matrices. ``flatten`` reads dimensions after the first as columns (convolutions).
+    many equal matrices. ``flatten`` reads dimensions after the first as columns (convolutions);
+    ``transpose`` swaps the last two, for weights that are stored [in, out].
     """
 
     shape: tuple[int, ...]
     row_blocks: tuple[int, ...] | None = None
     heads: int = 1
     flatten: bool = False
+    transpose: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) < 2:
-            raise ValueError(f"a parameter of shape {self.shape} is not a matrix")
+            raise ValueError(
+                f"a parameter of shape {self.shape} is not a matrix; it belongs to a group with "
+                f"algorithm 'adamw', as Muon(build_groups(model)) puts it"
+            )
+        if self.flatten and self.transpose:
+            raise ValueError(f"flatten and transpose on a parameter of shape {self.shape}")
         rows = self.rows
         blocks = self.row_blocks or (rows,)
-        if any(block < 1 for block in blocks) or sum(blocks) != rows:
+        if (self.row_blocks and min(blocks) < 1) or sum(blocks) != rows:
             raise ValueError(f"row_blocks {blocks} do not tile the {rows} rows of {self.shape}")
         if self.heads < 1 or any(block % self.heads for block in blocks):
             raise ValueError(f"heads {self.heads} do not divide the row blocks {blocks}")
@@ -44,12 +55,12 @@ class MatrixSpec:
 
     @classmethod
     def from_layout(cls, shape: Sequence[int], layout: dict[str, Any] | None) -> "MatrixSpec":
-        """From the plain data a group carries: ``{"row_blocks", "heads", "flatten"}`` or None."""
+        """From the plain data a group carries, a dict with some of `LAYOUT_KEYS`, or None."""
         layout = layout or {}
-        unknown = set(layout) - {"row_blocks", "heads", "flatten"}
+        unknown = set(layout) - set(LAYOUT_KEYS)
         if unknown:
             raise ValueError(
-                f"layout {sorted(unknown)[0]!r} is unknown: legal are row_blocks, heads, flatten"
+                f"layout {sorted(unknown)[0]!r} is unknown: legal are {', '.join(LAYOUT_KEYS)}"
             )
         row_blocks = layout.get("row_blocks")
         return cls(
@@ -57,20 +68,25 @@ class MatrixSpec:
             row_blocks=tuple(row_blocks) if row_blocks else None,
             heads=layout.get("heads") or 1,
             flatten=bool(layout.get("flatten", False)),
+            transpose=bool(layout.get("transpose", False)),
         )
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if self.flatten else self.shape[-2]
+        if self.flatten:
+            return self.shape[0]
+        return self.shape[-1 if self.transpose else -2]
 
     @property
     def columns(self) -> int:
-        if not self.flatten:
-            return self.shape[-1]
-        columns = 1
-        for size in self.shape[1:]:
-            columns *= size
-        return columns
+        if self.flatten:
+            return math.prod(self.shape[1:])
+        return self.shape[-2 if self.transpose else -1]
+
+    @property
+    def stack(self) -> int:
+        """How many independent matrices [rows, columns] the parameter holds."""
+        return 1 if self.flatten else math.prod(self.shape[:-2])
 
     @property
     def is_stack(self) -> bool:
@@ -80,17 +96,18 @@ class MatrixSpec:
     @property
     def block_shapes(self) -> list[tuple[int, int, int]]:
         """(batch, m, n) of every block."""
-        stack = 1
-        for size in () if self.flatten else self.shape[:-2]:
-            stack *= size
         blocks = self.row_blocks or (self.rows,)
-        return [(stack * self.heads, block // self.heads, self.columns) for block in blocks]
+        return [(self.stack * self.heads, block // self.heads, self.columns) for block in blocks]
 
-    def blocks(self, tensor: Tensor, columns: int | None = None) -> list[Tensor]:
-        """Views of ``tensor`` as its blocks, each (batch, m, n); ``columns`` replaces n."""
-        columns = self.columns if columns is None else columns
-        matrices = tensor.reshape(-1, self.rows, columns)  # (stack, rows, columns)
-        pieces = matrices.split(list(self.row_blocks), dim=1) if self.row_blocks else [matrices]
+    def blocks(self, tensor: Tensor) -> list[Tensor]:
+        """``tensor``, of the parameter's shape, as its blocks (batch, m, n): views where it is
+        contiguous."""
+        matrices = tensor.mT if self.transpose else tensor
+        return self.split(matrices.reshape(self.stack, self.rows, self.columns))
+
+    def split(self, matrices: Tensor) -> list[Tensor]:
+        """Views of (stack, rows, any) as the parts that belong to each of the blocks."""
+        parts = matrices.split(list(self.row_blocks), dim=1) if self.row_blocks else [matrices]
         if self.heads == 1:
-            return list(pieces)
-        return [piece.unflatten(1, (self.heads, -1)).flatten(0, 1) for piece in pieces]
+            return list(parts)
+        return [part.unflatten(1, (self.heads, -1)).flatten(0, 1) for part in parts]

@@ -4,28 +4,26 @@ Matrices get momentum and an orthogonalised update; everything else gets AdamW, 
 optimizer, with one state dict. Groups say which: ``{"params": […], "algorithm": "muon"}``.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from muonlab.optim.diagnostics import Collector
+from muonlab.optim.adamw import step_adamw
+from muonlab.optim.gradients import NonfiniteGradientError, Sweep, refuse_sharded
 from muonlab.optim.layout import MatrixSpec
-from muonlab.optim.options import check_options
-from muonlab.optim.polar import Workspace, step_flops
-from muonlab.optim.state import check_state_dict, names_of, new_adamw_state, new_muon_state
-from muonlab.optim.update import Piece, batches, num_workers, update_batch
-from muonlab.optim.workers import parallel_map
-
-_GROUP_DATA = {"params", "param_names", "layouts", "initial_lr"}
+from muonlab.optim.options import check_group, check_options
+from muonlab.optim.polar import Workspace, resolve_dtype, step_flops
+from muonlab.optim.processor import bf16_is_native, full_fp32
+from muonlab.optim.state import fitted_state, names_of, new_muon_state
+from muonlab.optim.update import Piece, update
 
 
-class NonfiniteGradientError(RuntimeError):
-    """A gradient holds NaN or infinity; nothing was changed."""
+class SlowDtypeWarning(UserWarning):
+    """The matrix products are in a dtype that this processor does not multiply in hardware."""
 
 
 class Muon(Optimizer):
@@ -33,7 +31,8 @@ class Muon(Optimizer):
 
     ``Muon(build_groups(model), lr=…)`` serves a whole model; ``Muon([p, q], lr=…)`` takes bare
     matrices [m, n] or stacks [E, m, n] and by default does what torch.optim.Muon does. Every option
-    but ``nonfinite`` and ``batch_bytes`` may also stand in a group.
+    but ``nonfinite`` and ``batch_bytes`` may also stand in a group, and a group may say by
+    ``layout`` how its parameters split into matrices (`MatrixSpec`).
 
     Args:
         lr: learning rate; a one-element tensor is used without being read.
@@ -43,7 +42,10 @@ class Muon(Optimizer):
             as it is, ``"svd"`` is the exact polar factor.
         scale: ``keller`` √max(1, m/n), ``match_rms_adamw`` 0.2·√max(m, n), ``spectral`` √(m/n), or
             ``none``.
-        dtype: of the matrix products: ``auto``, ``fp32``, ``bf16``, ``fp16``.
+        dtype: of the matrix products: ``fp32``, ``bf16``, ``fp16``, or ``bf16_large``: bf16 for
+            matrices with at least 64 rows and columns, fp32 for smaller ones. ``auto`` becomes
+            ``bf16_large`` where the processor multiplies bf16 in hardware (`bf16_is_native`), else
+            ``fp32``, at the first step; the state dict keeps that choice.
         cautious: weight decay only where it agrees with the update (2510.12402).
         second_moment: ``none``, ``normuon`` (2510.05491), ``adamuon`` (2507.11005), with ``beta2``.
         row_equilibration: normalise the rows before orthogonalisation (MuonEq, 2603.28254).
@@ -98,64 +100,110 @@ class Muon(Optimizer):
         check_options(defaults)
         self.nonfinite = nonfinite
         self.batch_bytes = batch_bytes
+        self.num_skipped_steps = 0
         self.diagnostics: dict[str, float] = {}
         self.block_update_rms: dict[str, Tensor] = {}
-        self.num_skipped_steps = 0
-        self._workspaces: list[Workspace] = []
-        self._specs: dict[Tensor, MatrixSpec] = {}
         super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("nonfinite", "batch_bytes", "num_skipped_steps", "diagnostics", "block_update_rms")
+        return super().__getstate__() | {name: getattr(self, name) for name in kept}
+
+    # What is made anew when it is missing, after a copy or in a new process.
+    _workspaces: list[Workspace]
+    _sweep: Sweep | None = None
+    _dtypes_are_resolved = False
+    _has_warned_of_no_gradients = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; raises ValueError naming the parameter or option that is not legal."""
+        param_group["params"] = _as_list(param_group["params"])
+        check_group(param_group, self.defaults)
+        self._name_all_or_none(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            self._check_group(group)
+            _check_parameters(group)
         except ValueError:
             self.param_groups.pop()
             raise
+        self._dtypes_are_resolved = False
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        unknown = set(group) - set(self.defaults) - _GROUP_DATA
-        if unknown:
-            raise ValueError(
-                f"group option {sorted(unknown)[0]!r} is unknown: legal are {sorted(self.defaults)}"
+    def _name_all_or_none(self, new: dict[str, Any]) -> None:
+        """torch wants names in every group or in none: fill in those that are missing."""
+        named = "param_names" in new or any(isinstance(each, tuple) for each in new["params"])
+        groups_are_named = any("param_names" in group for group in self.param_groups)
+        if named:
+            missing = [group for group in self.param_groups if "param_names" not in group]
+        else:
+            missing = [new] if groups_are_named else []
+        for group in missing:
+            number = next(
+                (n for n, old in enumerate(self.param_groups) if old is group),
+                len(self.param_groups),
             )
-        check_options(group)
-        if not group["params"]:
-            raise ValueError(f"a group with algorithm {group['algorithm']!r} has no parameters")
-        layouts = group.setdefault("layouts", [None] * len(group["params"]))
-        if len(layouts) != len(group["params"]):
-            raise ValueError(f"{len(layouts)} layouts for {len(group['params'])} parameters")
-        for name, parameter, layout in zip(names_of(group), group["params"], layouts, strict=True):
-            if parameter.is_complex() or not parameter.is_floating_point():
-                raise ValueError(f"{name}: dtype {parameter.dtype} must be real floating point")
-            if group["algorithm"] == "adamw":
-                continue
-            if not parameter.is_contiguous():
-                raise ValueError(f"{name}: Muon needs a contiguous parameter")
-            try:
-                self._specs[parameter] = MatrixSpec.from_layout(parameter.shape, layout)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+            group["param_names"] = [f"group{number}.{i}" for i in range(len(group["params"]))]
 
     # Opaque to torch.compile, as torch's own optimizers are where they read values on the host;
     # torch.compiler.disable would import the compiler here.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
+    def clip_(self, max_norm: float | None = None) -> dict[str, Tensor]:
+        """Scale all gradients together to a global norm of at most ``max_norm``; None: only look.
+
+        One sweep over the gradients that the next `step` uses again, as long as they stay as they
+        are. Returns 0-d tensors on the gradients' device, without waiting for it: ``norm`` before
+        clipping, ``norm_muon`` and ``norm_adamw`` of each algorithm's parameters (clipping acts on
+        AdamW's step only: Muon's does not see the scale), and ``scale``, the factor applied.
+
+        ``norm`` is finite exactly if all gradients are, as long as their squares stay in the range
+        of fp32; where it is not, nothing is scaled. A training loop reads it with its loss and then
+        calls ``step(check_finite=False)``: one wait for the device in place of two.
+
+            norms = optimizer.clip_(1.0)
+            loss, norm = torch.stack([loss.detach(), norms["norm"]]).tolist()
+            if math.isfinite(loss) and math.isfinite(norm):
+                optimizer.step(check_finite=False)
+        """
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm {max_norm!r} must be positive, or None")
+        self._sweep = Sweep(self.param_groups)
+        norms = self._sweep.norms()
+        norm = norms["norm"]
+        scale = torch.ones_like(norm)
+        if max_norm is not None:
+            too_large = norm.isfinite() & (norm > max_norm)
+            scale = torch.where(too_large, max_norm / (norm + 1e-6), scale)
+            self._sweep.scale_(scale)
+        return norms | {"scale": scale}
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, diagnostics: bool = False
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        diagnostics: bool = False,
+        check_finite: bool = True,
     ) -> Any:
         """Update every parameter that has a gradient; returns the closure's loss.
 
         ``diagnostics=True`` fills `diagnostics` (flat metrics) and `block_update_rms` (per matrix).
+        ``check_finite=False`` leaves out the check for NaN and infinity: the caller has read
+        `clip_`'s norm. Off the CPU, a step waits for the device once for that check, and once for
+        the matrices that half precision could not resolve, if it uses half precision.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        norms = self._gradient_norms()
-        bad = self._first_nonfinite(norms)
+        sweep, self._sweep = self._sweep, None
+        if sweep is None or not sweep.is_current():
+            sweep = Sweep(self.param_groups)
+        if not sweep.gradients:
+            self._warn_of_no_gradients()
+            return loss
+        bad = sweep.first_nonfinite() if check_finite else None
         if bad is not None:
             if self.nonfinite == "raise":
                 raise NonfiniteGradientError(
@@ -163,140 +211,121 @@ class Muon(Optimizer):
                 )
             self.num_skipped_steps += 1
             return loss
+        if not self._dtypes_are_resolved:
+            self._resolve_dtypes()
         for group in self.param_groups:
             if group["algorithm"] == "adamw":
-                self._step_adamw(group)
-        collected = self._step_muon(norms, diagnostics=diagnostics)
+                step_adamw(group, self.state)
+        self._step_muon(sweep, diagnostics=diagnostics)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in every optimizer of torch."""
+        self._sweep = None  # it holds the gradients
+        super().zero_grad(set_to_none)
+
+    def _step_muon(self, sweep: Sweep, *, diagnostics: bool) -> None:
+        """Groups of equal options are one to the batches, whatever their layouts."""
+        found: dict[Any, tuple[list[Piece], dict[str, Any]]] = {}
+        copies: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            if group["algorithm"] == "muon":
+                options = {name: group[name] for name in self.defaults if name in group}
+                key = tuple(
+                    (k, id(v) if isinstance(v, Tensor) else repr(v)) for k, v in options.items()
+                )
+                pieces, _ = found.setdefault(key, ([], options))
+                pieces += self._pieces(group, sweep, copies)
+        if "_workspaces" not in self.__dict__:
+            self._workspaces = []
+        with full_fp32():
+            collected = update(
+                found.values(), self._workspaces, self.batch_bytes, diagnostics=diagnostics
+            )
+        for parameter, values in copies:
+            parameter.copy_(values)
         if diagnostics:
             self.diagnostics = collected.summary()
             self.block_update_rms = collected.block_update_rms()
-        return loss
 
-    def _step_muon(self, norms: dict[Tensor, list[Tensor]], *, diagnostics: bool) -> Collector:
-        """Every batch of every Muon group, side by side where cores and workspace allow it."""
-        found = [
-            (list(self._pieces(group, norms)), group)
-            for group in self.param_groups
-            if group["algorithm"] == "muon"
-        ]
-        workers = min((num_workers(*each, self.batch_bytes) for each in found), default=1)
-        if len(self._workspaces) != workers:
-            self._workspaces = [Workspace() for _ in range(workers)]
-        free: SimpleQueue[Workspace] = SimpleQueue()
-        for workspace in self._workspaces:
-            free.put(workspace)
-        work = []
-        shapes = set()
-        for pieces, group in found:
-            for batch in batches(pieces, group, self.batch_bytes // workers, workers):
-                shape = batch[0].parameter.shape[1:]
-                collector = Collector(sample=shape not in shapes) if diagnostics else None
-                shapes.add(shape)
-                work.append((batch, group, collector))
-
-        def update(task: tuple[list[Piece], dict[str, Any], Collector | None]) -> None:
-            workspace = free.get()
-            try:
-                update_batch(*task, workspace)
-            finally:
-                free.put(workspace)
-
-        parallel_map(update, work, workers)
-        return Collector.joined(collector for *_, collector in work if collector is not None)
-
-    def _gradient_norms(self) -> dict[Tensor, list[Tensor]]:
-        """Of every parameter with a gradient; one norm a matrix for stacks under Muon."""
-        found = []
-        for name, parameter in self._named_parameters():
-            if parameter.grad is not None:
-                if parameter.grad.is_sparse:
-                    raise ValueError(f"{name}: sparse gradients are not supported")
-                found.append(parameter)
-        on_cpu = all(parameter.device.type == "cpu" for parameter in found)
-        workers = torch.get_num_threads() if on_cpu else 1
-        found.sort(key=torch.numel, reverse=True)  # none begins a long one when others are done
-        norms = parallel_map(self._gradient_norm, found, workers)
-        return dict(zip(found, norms, strict=True))
-
-    def _gradient_norm(self, parameter: Tensor) -> list[Tensor]:
-        gradient = parameter.grad
-        assert gradient is not None
-        spec = self._specs.get(parameter)
-        if spec is not None and spec.is_stack:
-            return [torch.linalg.vector_norm(block, dim=(1, 2)) for block in spec.blocks(gradient)]
-        flat = gradient.flatten()
-        return [torch.dot(flat, flat).view(1)]  # at memory bandwidth; norm is a third as fast
-
-    def _first_nonfinite(self, norms: dict[Tensor, list[Tensor]]) -> str | None:
-        if not norms or bool(torch.cat([n for ns in norms.values() for n in ns]).isfinite().all()):
-            return None
-        for name, parameter in self._named_parameters():  # a norm may overflow where values do not
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                return name
-        return None
-
-    def _pieces(self, group: dict[str, Any], norms: dict[Tensor, list[Tensor]]) -> Iterator[Piece]:
-        normuon = group["second_moment"] == "normuon"
+    def _pieces(
+        self, group: dict[str, Any], sweep: Sweep, copies: list[tuple[Tensor, Tensor]]
+    ) -> Iterator[Piece]:
+        """The blocks of a group; of parameters that are not contiguous, of a copy in ``copies``."""
         for name, parameter in zip(names_of(group), group["params"], strict=True):
-            if parameter.grad is None:
+            if parameter.grad is None or not parameter.numel():
                 continue
-            spec, state = self._specs[parameter], self.state[parameter]
+            spec, state = (
+                MatrixSpec.from_layout(parameter.shape, group["layout"]),
+                self.state[parameter],
+            )
             if not state:
                 state.update(new_muon_state(parameter, spec, group["second_moment"]))
-            parameters = spec.blocks(parameter)
+            values = parameter
+            if not parameter.is_contiguous():
+                values = parameter.detach().contiguous()
+                copies.append((parameter, values))
+            parameters = spec.blocks(values)
             gradients = spec.blocks(parameter.grad)
             momenta = spec.blocks(state["momentum"])
             moments = [None] * len(parameters)
-            if group["second_moment"] != "none":
-                moments = spec.blocks(state["second_moment"], 1 if normuon else None)
+            if "second_moment" in state:
+                moments = spec.split(state["second_moment"])
+            squares = sweep.squares[parameter]
             for index, gradient in enumerate(gradients):
-                active = _active(gradient, norms[parameter][index]) if spec.is_stack else None
+                active = _active(gradient, squares[index]) if spec.is_stack else None
                 yield Piece(
                     name, parameters[index], gradient, momenta[index], moments[index], active
                 )
 
-    def _step_adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            return
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter].update(new_adamw_state(parameter))
-        states = [self.state[parameter] for parameter in parameters]
-        beta1, beta2 = group["betas"]
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-        adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],  # type: ignore[misc]
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=fused,
-            foreach=not fused,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a `state_dict`; raises ValueError naming the first parameter that does not fit."""
-        check_state_dict(state_dict, self.param_groups)
-        super().load_state_dict(state_dict)
-        # The base class casts to the parameter's dtype; the fp32 moments of half-precision
-        # parameters must come back as they were.
-        for index, parameter in enumerate(_flat_parameters(self.param_groups)):
-            for key, value in state_dict["state"].get(index, {}).items():
-                own = self.state[parameter]
-                device = value.device if key == "step" else parameter.device
-                own[key] = value.detach().to(device, copy=True)
-        self._specs.clear()
+    def _resolve_dtypes(self) -> None:
+        """Settle ``auto``, and say so where a choice, perhaps of a loaded state, is slow here."""
         for group in self.param_groups:
-            self._check_group(group)
+            if group["algorithm"] != "muon":
+                continue
+            device = group["params"][0].device
+            group["dtype"] = dtype = resolve_dtype(group["dtype"], device)
+            slow = dtype.startswith("bf16") and not bf16_is_native(device)
+            if slow or (dtype == "fp16" and device.type == "cpu"):
+                warnings.warn(
+                    f"dtype {dtype!r}, given or loaded: this {device.type} does not multiply it in "
+                    f"hardware, so that a step may take many times as long as in fp32; to change "
+                    f"it, set group['dtype'] = 'fp32'",
+                    SlowDtypeWarning,
+                    stacklevel=3,
+                )
+        self._dtypes_are_resolved = True
+
+    def _warn_of_no_gradients(self) -> None:
+        if not self._has_warned_of_no_gradients:
+            self._has_warned_of_no_gradients = True
+            warnings.warn(
+                "Muon.step(): no parameter has a gradient, so nothing moved. If the model was "
+                "trained, its parameters were replaced after the optimizer was built (by "
+                "fully_shard, for example): build the optimizer afterwards",
+                stacklevel=3,
+            )
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a `state_dict`; raises ValueError, naming what does not fit, before any change.
+
+        Parameters are matched by name where both sides have names, else by position. Groups keep
+        their options where the state has none, and take over what schedulers put into the state's.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        groups, state = fitted_state(state_dict, self.param_groups, self.defaults)
+        self.state.clear()
+        self.state.update(state)
+        for group, fitted in zip(self.param_groups, groups, strict=True):
+            group.update(fitted)
+        self._dtypes_are_resolved = False
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors."""
@@ -308,31 +337,68 @@ class Muon(Optimizer):
 
     def workspace_bytes(self) -> int:
         """Bytes of the buffers that steps reuse."""
-        return sum(workspace.num_bytes for workspace in self._workspaces)
+        return sum(workspace.num_bytes for workspace in self.__dict__.get("_workspaces", []))
 
     def step_flops(self) -> int:
         """FLOPs of the matrix products of one step."""
         return sum(
-            step_flops(self._specs[parameter].block_shapes, group["schedule"])
+            step_flops(
+                MatrixSpec.from_layout(parameter.shape, group["layout"]).block_shapes,
+                group["schedule"],
+            )
             for group in self.param_groups
             if group["algorithm"] == "muon"
             for parameter in group["params"]
         )
 
-    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for group in self.param_groups:
-            yield from zip(names_of(group), group["params"], strict=True)
+    def __repr__(self) -> str:
+        return "\n".join(["Muon(", *map(_described, self.param_groups), ")"])
 
 
-def _flat_parameters(groups: list[dict[str, Any]]) -> Iterator[Tensor]:
-    for group in groups:
-        yield from group["params"]
+def _as_list(params: Any) -> list[Any]:
+    if isinstance(params, set):
+        raise TypeError("parameters must be an ordered collection, such as a list, not a set")
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
-def _active(gradient: Tensor, norms: Tensor) -> Tensor | None:
-    """Per matrix of (B, m, n), 1.0 or 0.0 as (B, 1, 1); None if every gradient is nonzero."""
-    idle = norms == 0
-    if not bool(idle.any()):
+def _check_parameters(group: dict[str, Any]) -> None:
+    """Raise ValueError, naming it, on a parameter that the group's algorithm cannot move."""
+    if not group["params"]:
+        raise ValueError(f"a group with algorithm {group['algorithm']!r} has no parameters")
+    group.setdefault("layout", None)
+    for name, parameter in zip(names_of(group), group["params"], strict=True):
+        refuse_sharded(name, parameter)
+        if parameter.is_complex() or not parameter.is_floating_point():
+            raise ValueError(f"{name}: dtype {parameter.dtype} must be real floating point")
+        if group["algorithm"] == "muon":
+            try:
+                MatrixSpec.from_layout(parameter.shape, group["layout"])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
+def _active(gradient: Tensor, squares: Tensor) -> Tensor | None:
+    """Of (B, m, n), which matrices have a gradient, as (B, 1, 1); None if all do, or are said to.
+
+    Off the CPU the answer is never read, so it is always a tensor.
+    """
+    idle = squares == 0
+    if gradient.device.type == "cpu" and not bool(idle.any()):
         return None
-    idle &= gradient.abs().amax(dim=(1, 2)) == 0  # tiny values have a norm of 0 too
-    return (~idle).to(torch.float32).view(-1, 1, 1)
+    idle &= gradient.abs().amax(dim=(1, 2)) == 0  # tiny values have a square of 0 too
+    return ~idle.view(-1, 1, 1)
+
+
+def _described(group: dict[str, Any]) -> str:
+    count = sum(parameter.numel() for parameter in group["params"])
+    names = ["lr", "weight_decay"]
+    if group["algorithm"] == "muon":
+        names += ["momentum", "schedule", "scale", "dtype"]
+        names += [n for n in ("second_moment",) if group[n] != "none"]
+        names += [n for n in ("cautious", "row_equilibration", "layout") if group[n]]
+    else:
+        names += ["betas"]
+    options = ", ".join(f"{name} {group[name]}" for name in names)
+    return (
+        f"  {group['algorithm']}: {len(group['params'])} tensors, {count:,} parameters, {options}"
+    )

@@ -1,6 +1,8 @@
 """The options of a parameter group: their legal values, checked at the border."""
 
+import difflib
 import math
+from numbers import Real
 from typing import Any, Literal
 
 from torch import Tensor
@@ -21,6 +23,55 @@ _CHOICES = {
 _FLAGS = ("nesterov", "cautious", "row_equilibration")
 _AT_LEAST_ZERO = ("lr", "weight_decay")
 _BELOW_ONE = ("momentum", "beta2")
+# What a group carries beside its options.
+GROUP_DATA = ("params", "param_names", "layout")
+# Of other optimizers, with no effect here: better refused than silently without effect.
+_OTHERS = {
+    "layouts": "each group has one 'layout': build_groups(model) makes one group for each",
+    "ns_steps": "'schedule' sets the steps",
+    "ns_coefficients": "'schedule' sets the coefficients",
+    "adjust_lr_fn": "'scale' is the option",
+    "maximize": "change the sign of the loss",
+    "amsgrad": "AdamW here has no such variant",
+}
+# Keys of schedulers and other libraries that resemble our options, and are kept.
+_KEPT = ("initial_lr", "max_lr", "min_lr", "swa_lr", "lr_scale", "base_momentum", "max_momentum")
+
+
+def check_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raise ValueError unless the options of ``group`` are legal; make its numbers plain ones.
+
+    ``use_muon``, which other Muons know, sets the algorithm. Keys that nobody here knows are kept,
+    as schedulers and other libraries put some into groups; only what looks like a misspelt option,
+    or is an option of another optimizer, is refused.
+    """
+    if "use_muon" in group:
+        algorithm = "muon" if group["use_muon"] else "adamw"
+        if group.setdefault("algorithm", algorithm) != algorithm:
+            raise ValueError(
+                f"use_muon {group['use_muon']!r} contradicts algorithm {group['algorithm']!r}"
+            )
+    for name in set(group) - set(defaults) - set(GROUP_DATA) - set(_KEPT):
+        if name in _OTHERS:
+            raise ValueError(f"group option {name!r} has no effect here: {_OTHERS[name]}")
+        close = difflib.get_close_matches(name, [*defaults, *GROUP_DATA], n=1, cutoff=0.75)
+        if close:
+            raise ValueError(
+                f"group option {name!r} is unknown; did you mean {close[0]!r}? "
+                f"legal are {', '.join(sorted(defaults))}"
+            )
+    options = defaults | group
+    check_options(options)
+    group.update({name: _plain(options[name]) for name in defaults})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy as Python's, so that a state dict holds plain data."""
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(part) for part in value)
+    if isinstance(value, Real) and not isinstance(value, Tensor | bool | int):
+        return float(value)
+    return value
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -52,9 +103,9 @@ def _check_range(name: str, value: Any, *, high: float) -> None:
             raise ValueError(f"{name} must be a number, not a tensor of shape {tuple(value.shape)}")
         return  # reading it would synchronise with the device
     legal = "a finite number of at least 0" if math.isinf(high) else f"in [0, {high:g})"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} {value!r} must be {legal}")
-    if not 0 <= value < high:
+    if not 0 <= float(value) < high:
         raise ValueError(f"{name} {value!r} must be {legal}")
 
 

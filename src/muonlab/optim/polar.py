@@ -7,13 +7,15 @@ tall) the k × k Gram matrix, P = aI + bR + cR² one step's polynomial, Q the pr
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim.processor import bf16_is_native, full_fp32
 from muonlab.optim.schedules import Coefficients, Schedule, resolve_schedule
+from muonlab.optim.sizes import sizes_for
 
 # Rounding errors in R grow by a² a step until R is computed anew from X; once they make it clearly
 # indefinite, they explode. That is how much growth bf16 bears on the way, and where no step follows
@@ -30,10 +32,9 @@ LONG = 5000.0
 RESOLVED_LONG = 0.45
 # No schedule leaves a σ above 2 on its way: a larger mean of σ² has come of rounding.
 DIVERGED = 4.0
-# Elements of each tensor that the passes outside the iteration, and the fp32 path, take at once: a
-# few such tensors stay in the 2 MiB of cache beside each core (docs/decisions/0004).
-PASS_ELEMENTS = 300_000
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# bf16 products of smaller matrices are no faster than fp32 ones (docs/decisions/0014).
+LARGE = 64
+DTYPES = ("fp32", "bf16", "bf16_large", "fp16")
 
 
 class Workspace:
@@ -65,40 +66,52 @@ def orthogonalise(
 ) -> Tensor:
     """Map the singular values of each (…, m, n) matrix to about 1; the input is left unchanged.
 
-    ``dtype`` is that of the matrix products: ``auto``, ``fp32``, ``bf16``, ``fp16`` (fp64 input is
-    always computed in fp64). Returns the input's shape and dtype; zero matrices stay zero.
+    ``dtype`` is that of the matrix products: ``auto``, ``fp32``, ``bf16``, ``bf16_large``, ``fp16``
+    (fp64 input is always computed in fp64). Returns the input's shape and dtype; zero matrices stay
+    zero.
     """
     if matrices.ndim < 2 or not matrices.is_floating_point():
         raise ValueError(
             f"matrices {tuple(matrices.shape)} of {matrices.dtype} must be real, (…, m, n)"
         )
+    if not matrices.numel():
+        return matrices.clone()
     master = torch.promote_types(matrices.dtype, torch.float32)
-    batch = matrices.reshape(-1, *matrices.shape[-2:]).to(master, copy=True)
+    exact = normalise_(matrices.reshape(-1, *matrices.shape[-2:]).to(master, copy=True))
     if schedule == "svd":
-        out = svd_polar(normalise_(batch))
+        out = svd_polar(exact)
     else:
-        steps, work = resolve_schedule(schedule), work_dtype(dtype, master, batch.device)
-        out = polar_factors(batch.to(work, copy=True), steps, Workspace(), batch.clone)
+        steps, workspace = resolve_schedule(schedule), Workspace()
+        work = work_dtype(dtype, master, exact.device, min(matrices.shape[-2:]))
+        with full_fp32():
+            out, reliable = polar_iterations(exact.to(work, copy=True), steps, workspace)
+            if not bool(reliable.all()):
+                repair_(out, reliable, steps, workspace, exact)
     return out.to(matrices.dtype).reshape(matrices.shape)
 
 
-def work_dtype(name: str, master: torch.dtype, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str, device: torch.device) -> str:
+    """``auto`` as what it means on ``device``: ``bf16_large`` where bf16 is native, else ``fp32``.
+
+    Raises ValueError on a name that is not legal.
+    """
+    if name == "auto":
+        return "bf16_large" if bf16_is_native(device) else "fp32"
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown: legal are auto, {', '.join(DTYPES)}")
+    return name
+
+
+def work_dtype(
+    name: str, master: torch.dtype, device: torch.device, smaller_side: int
+) -> torch.dtype:
     """The dtype of the matrix products for values in ``master`` (fp32 or fp64)."""
+    name = resolve_dtype(name, device)
     if master == torch.float64:
         return torch.float64
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"dtype {name!r} is unknown: legal are auto, {', '.join(DTYPES)}")
-        return DTYPES[name]
-    return torch.bfloat16 if _has_bf16_matrix_units(device) else torch.float32
-
-
-def _has_bf16_matrix_units(device: torch.device) -> bool:
-    # A property of the processor, not a timing: the choice must not change between a run and its
-    # resumption. Measured: bf16 is 6 times as fast with AMX (docs/decisions/0003).
-    if device.type == "cpu":
-        return torch.cpu._is_amx_tile_supported()
-    return device.type == "cuda"
+    if name == "bf16" or (name == "bf16_large" and smaller_side >= LARGE):
+        return torch.bfloat16
+    return torch.float16 if name == "fp16" else torch.float32
 
 
 def normalise_(matrices: Tensor) -> Tensor:
@@ -151,33 +164,24 @@ def step_flops(block_shapes: Iterable[tuple[int, int, int]], schedule: Any) -> i
     return sum(batch * polar_flops(steps, m, n) for batch, m, n in block_shapes)
 
 
-def polar_factors(
-    x: Tensor, schedule: Schedule, workspace: Workspace, master: Callable[[], Tensor]
-) -> Tensor:
-    """Apply ``schedule`` to the singular values of (B, m, n) of any scale, over their norm.
+def repair_(
+    out: Tensor, reliable: Tensor, schedule: Schedule, workspace: Workspace, exact: Tensor
+) -> None:
+    """Do the matrices of ``out`` (B, m, n) that are not ``reliable`` again, in fp32 or fp64.
 
-    ``x`` is overwritten; the result has its dtype and lives in it or in ``workspace``. What
-    `polar_iterations` cannot do reliably is done again from ``master()``, a new tensor of the same
-    matrices in fp32 or fp64, normalised.
+    ``exact``: all B matrices as `normalise_` leaves them. Zero matrices stay. Waits for the device.
     """
-    exact = None
-    if x.dtype == torch.float16:  # its range is too small for squares of raw gradients
-        exact = normalise_(master())
-        x.copy_(exact)
-    out, reliable = polar_iterations(x, schedule, workspace)
-    if bool(reliable.all()):
-        return out
     unreliable = ~reliable & (out.abs().amax(dim=(1, 2)) != 0)  # NaN is not 0 either
-    if exact is None:
-        exact = normalise_(master())
-    spare = Workspace() if exact.dtype == x.dtype else workspace
-    _, m, n = x.shape
-    for index in unreliable.nonzero().squeeze(1).split(max(1, PASS_ELEMENTS // (m * n))):
-        out[index] = polar_iterations(exact[index], schedule, spare)[0].to(x.dtype)
-    return out
+    spare = Workspace() if exact.dtype == out.dtype else workspace  # out may live in workspace
+    _, m, n = out.shape
+    count = max(1, sizes_for(out.device).per_repair // (m * n))
+    for index in unreliable.nonzero().squeeze(1).split(count):
+        out[index] = polar_iterations(exact[index], schedule, spare)[0].to(out.dtype)
 
 
-def workspace_bytes(count: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+def workspace_bytes(
+    count: int, m: int, n: int, master: torch.dtype, work: torch.dtype, device: torch.device
+) -> int:
     """What a batch of ``count`` m × n matrices may take, the fp32 path included.
 
     Counts k × k buffers as m × n ones, so that the bound also holds for the buffers that batches of
@@ -185,22 +189,25 @@ def workspace_bytes(count: int, m: int, n: int, master: torch.dtype, work: torch
     """
     buffers = count * m * n * (master.itemsize + 6 * work.itemsize)  # x, y, r, p, q, w
     if work.itemsize < 4:  # once more in fp32, for some matrices at a time, and a copy of them
-        buffers += 7 * max(m * n, PASS_ELEMENTS) * master.itemsize
+        buffers += 7 * max(m * n, sizes_for(device).per_repair) * master.itemsize
     return buffers
 
 
-def matrices_within(max_bytes: int, m: int, n: int, master: torch.dtype, work: torch.dtype) -> int:
+def matrices_within(
+    max_bytes: int, m: int, n: int, master: torch.dtype, work: torch.dtype, device: torch.device
+) -> int:
     """How many m × n matrices a workspace of ``max_bytes`` can serve; at least one."""
-    none, one = (workspace_bytes(count, m, n, master, work) for count in (0, 1))
+    none, one = (workspace_bytes(count, m, n, master, work, device) for count in (0, 1))
     return max(1, (max_bytes - none) // (one - none))
 
 
 def polar_iterations(x: Tensor, schedule: Schedule, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """`polar_factors`, and of which of the B matrices they are to be relied on (bool).
+    """Apply ``schedule`` to the singular values of (B, m, n) of any scale, over their norm.
 
-    Not on those whose squares leave the range of fp32 nor, in half precision, on those most of
-    whose directions are lost in rounding. Zero matrices stay zero; ``x`` is overwritten. Never
-    waits for the device.
+    Also returns on which of the B matrices to rely (bool): not on those whose squares leave the
+    range of fp32 nor, in half precision, on those most of whose directions are lost in rounding
+    (`repair_` does them again). Zero matrices stay zero. The result has the dtype of ``x``, which
+    is overwritten, and lives in it or in ``workspace``. Never waits for the device.
     """
     batch, m, n = x.shape
     k, wide, dtype = min(m, n), m <= n, x.dtype

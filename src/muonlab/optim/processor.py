@@ -4,6 +4,8 @@ A choice that follows from here is the same in a run and in its resumption on th
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -38,3 +40,20 @@ def bf16_is_native(device: torch.device) -> bool:
     features = torch.cpu.get_capabilities()
     in_processor = features.get("amx_bf16", False) or features.get("avx512_bf16", False)
     return bool(in_processor and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def full_fp32() -> Iterator[None]:
+    """Within, fp32 matrix products are fp32: no TF32 and no bf16, whatever the program asked for.
+
+    The setting belongs to the process and is put back at the end.
+    """
+    places = (("cuda", "matmul"), ("mkldnn", "matmul"))
+    before = [torch._C._get_fp32_precision_getter(*place) for place in places]
+    for place in places:
+        torch._C._set_fp32_precision_setter(*place, "ieee")
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            torch._C._set_fp32_precision_setter(*place, precision)

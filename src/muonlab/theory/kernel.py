@@ -130,13 +130,15 @@ def make_optimizer(module: nn.Module, algorithm: Algorithm, lr: float) -> Muon:
     Gradient descent is Muon without momentum and orthogonalisation.
     """
     places = [place for place in place_parameters(module) if place.parameter.requires_grad]
-    group: dict[str, Any] = {"params": [place.parameter for place in places]}
-    if algorithm == "adamw":
-        group["algorithm"] = "adamw"
-    else:
-        group["layouts"] = [place.layout for place in places]
-        group["schedule"] = "keller5" if algorithm == "muon" else "none"
-    return Muon([group], lr=lr, weight_decay=0.0, momentum=0.0, scale="none", betas=(0.9, 0.95))
+    groups: list[dict[str, Any]] = [
+        {"params": [place.parameter], "layout": place.layout} for place in places
+    ]
+    for group in groups:
+        if algorithm == "adamw":
+            group["algorithm"] = "adamw"
+        else:
+            group["schedule"] = "keller5" if algorithm == "muon" else "none"
+    return Muon(groups, lr=lr, weight_decay=0.0, momentum=0.0, scale="none", betas=(0.9, 0.95))
 
 
 def train_to_half(
