@@ -27,7 +27,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     device = model.embedding.weight.device
-    loss = correct = counted = 0.0
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # of losses, correct and counted
     loads: list[torch.Tensor] = []
     entropies: list[torch.Tensor] = []
     try:
@@ -35,16 +35,17 @@ def evaluate(
             split, batch_size, sequence_length, max_batches
         ):
             scores, routers = model.score(tokens.to(device), targets.to(device))
-            loss += scores.losses.double().sum().item()
-            correct += scores.correct.sum().item()
-            counted += scores.counted.sum().item()
+            parts = (scores.losses, scores.correct, scores.counted)
+            sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
             for layer, router in enumerate(routers):
                 if layer == len(loads):
                     loads.append(torch.zeros_like(router.tokens_per_expert))
                 loads[layer] += router.tokens_per_expert
+                assert router.entropy is not None  # in evaluation mode
                 entropies.append(router.entropy)
     finally:
         model.train(was_training)
+    loss, correct, counted = sums.tolist()
     mean = loss / counted
     prefix = "val" if split == "validation" else split
     return {
@@ -52,5 +53,5 @@ def evaluate(
         f"{prefix}/bits_per_byte": mean / math.log(2) / data.bytes_per_token(split),
         f"{prefix}/perplexity": math.exp(min(mean, 700.0)),
         f"{prefix}/accuracy": correct / counted,
-        **router_statistics(loads, [entropy.item() for entropy in entropies]),
+        **router_statistics(loads, torch.stack(entropies).tolist() if entropies else []),
     }

@@ -392,3 +392,15 @@ def test_bad_options_are_one_clear_line(kind: Any, options: dict, message: str):
 def test_what_does_not_fit_the_width_is_refused(config: AttentionConfig, message: str):
     with pytest.raises(ValueError, match=message):
         ModelConfig(dim=16, attention=config)
+
+
+@pytest.mark.parametrize("config", [MHSAConfig(), MLAConfig(kv_rank=6, rope_dim=4)])
+def test_only_training_watches_the_logits(config: AttentionConfig):
+    """QK-clip's largest logits are of training steps: validation neither pays for them nor adds."""
+    module = build(config, torch.float32)
+    module.max_logits = torch.full((4,), -math.inf)
+    x = tokens(config).float()
+    module(x)
+    assert (module.max_logits == -math.inf).all()
+    module.train()(x)
+    assert module.max_logits.isfinite().all()

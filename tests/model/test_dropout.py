@@ -3,8 +3,11 @@ import math
 import pytest
 import torch
 
-from muonlab.model.attention.softmax import BLOCK, EXPLICIT_MAX_LENGTH, causal_attention
+from muonlab.model import sizes
+from muonlab.model.attention.softmax import causal_attention
 from muonlab.model.dropout import Dropout, dropout_mask
+
+BLOCK = sizes.CPU.attention_block
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
@@ -35,7 +38,7 @@ def test_it_draws_from_the_global_stream_in_training_only():
     assert layer.eval()(x) is x
 
 
-@pytest.mark.parametrize("length", [BLOCK + 40, EXPLICIT_MAX_LENGTH + 40])
+@pytest.mark.parametrize("length", [BLOCK + 40, sizes.CPU.explicit_attention_length + 40])
 def test_causal_attention_with_dropout_equals_autograd_of_the_same_masks(length: int):
     torch.manual_seed(2)
     scale, probability = 0.4, 0.3

@@ -1,17 +1,18 @@
 """Chunked cross-entropy against torch in fp64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
-from muonlab.model import loss
+from muonlab.model import sizes
 from muonlab.model.loss import IGNORED, cross_entropy, score_tokens
 
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loss, "CHUNK_VALUES", 1)
-    monkeypatch.setattr(loss, "MIN_CHUNK_ROWS", 8)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, loss_values=1, loss_rows=8))
 
 
 def inputs(num_tokens: int, ignored: list[int]):

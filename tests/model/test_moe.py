@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from muonlab.model import sizes
 from muonlab.model.ffn import ACTIVATIONS
 from muonlab.model.grouped import assign_slots, combine, dispatch, grouped_linear
 from muonlab.model.moe import MoE, MoEConfig, router_statistics
@@ -118,10 +119,12 @@ def test_equals_a_per_token_loop_with_gradients(gate, balancing, shared, gated, 
     top_k=st.integers(1, 3),
     num_tokens=st.sampled_from([1, 7, 40, 300]),
     seed=st.integers(0, 99),
+    chosen=st.sampled_from([sizes.CPU, sizes.GPU]),
 )
 def test_grouped_products_equal_a_loop_even_with_idle_experts(
-    num_experts: int, top_k: int, num_tokens: int, seed: int
+    num_experts: int, top_k: int, num_tokens: int, seed: int, chosen: sizes.Sizes
 ):
+    """With the slots counted, as on a CPU, and with their bound, as on a GPU."""
     generator = torch.Generator().manual_seed(seed)
     top_k = min(top_k, num_experts)
     popularity = torch.randn(num_experts, generator=generator) * 5  # some experts idle
@@ -132,7 +135,12 @@ def test_grouped_products_equal_a_loop_even_with_idle_experts(
     weight.requires_grad_()
     gates = torch.rand(num_tokens, top_k, generator=generator, dtype=torch.float64)
     gates.requires_grad_()
-    slots = assign_slots(expert_of, num_experts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sizes, "CPU", chosen)
+        slots = assign_slots(expert_of, num_experts)
+    block = chosen.slot_block(num_tokens * top_k // num_experts)
+    assert (slots.ends % block == 0).all()
+    assert slots.ends[-1] == len(slots.token_at)
     assert torch.equal(slots.tokens_per_expert, expert_of.flatten().bincount(minlength=num_experts))
     actual = combine(grouped_linear(dispatch(x, slots), weight, slots), gates, slots)
     expected = torch.einsum("nk,nkfd,nd->nf", gates, weight[expert_of], x)

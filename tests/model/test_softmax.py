@@ -1,13 +1,16 @@
 """Causal softmax attention against the formula and against torch's kernel."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from muonlab.model.attention import softmax
-from muonlab.model.attention.softmax import BLOCK, cached_attention, causal_attention
+from muonlab.model import sizes
+from muonlab.model.attention.softmax import cached_attention, causal_attention
+
+BLOCK = sizes.CPU.attention_block
 
 
 def plain_attention(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -49,7 +52,7 @@ def test_both_kernels_agree(value_dim: int, monkeypatch: pytest.MonkeyPatch):
     inputs = random_inputs(BLOCK + 9, 4, 2, torch.float32, value_dim)
     explicit = causal_attention(*inputs, scale=0.5)
     gradients = torch.autograd.grad(explicit.square().sum(), inputs)
-    monkeypatch.setattr(softmax, "EXPLICIT_MAX_LENGTH", 0)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, explicit_attention_length=0))
     flash = causal_attention(*inputs, scale=0.5)
     torch.testing.assert_close(explicit, flash, rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(
@@ -59,7 +62,7 @@ def test_both_kernels_agree(value_dim: int, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_gradcheck(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(softmax, "BLOCK", 4)
+    monkeypatch.setattr(sizes, "CPU", replace(sizes.CPU, attention_block=4))
     inputs = random_inputs(5, 2, 1, torch.float64)
     assert torch.autograd.gradcheck(lambda *x: causal_attention(*x, scale=0.5), inputs)
 

@@ -1,8 +1,8 @@
 """Dropless expert matrix products: rows sorted by expert, each expert's rows padded to a block.
 
 The padding is what makes this fast on a CPU: oneDNN builds a kernel for every new matrix shape,
-and unpadded expert loads are new shapes at every step. Padded rows carry a gate of zero, so they
-change neither outputs nor gradients.
+and unpadded expert loads are new shapes at every step. A GPU's grouped kernel needs it too. Padded
+rows carry a gate of zero, so they change neither outputs nor gradients.
 
 Shapes: N tokens, K experts a token, E experts, D width, S slots (rows after padding).
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from muonlab.model import sizes
 from muonlab.model.layers import FEW_ROWS, linear
 
 
@@ -29,30 +30,37 @@ class Slots:
 
 
 def assign_slots(expert_of: Tensor, num_experts: int) -> Slots:
-    """Lay out the assignments ``expert_of`` (N, K) in blocks by expert."""
+    """Lay out the assignments ``expert_of`` (N, K) in blocks by expert.
+
+    How many rows that takes is only read where this costs nothing. A GPU would have to wait for the
+    host; it gets the largest number that is possible, and the last expert gets the rows left over.
+    """
     device = expert_of.device
+    chosen = sizes.of(device)
     num_assignments = expert_of.numel()
-    block = _block_size(num_assignments // num_experts)
+    block = chosen.slot_block(num_assignments // num_experts)
     experts, order = expert_of.flatten().sort(stable=True)
-    counts = experts.bincount(minlength=num_experts)
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=device)  # bincount would be read
+    counts.scatter_add_(0, experts, torch.ones_like(experts))
     padded = (counts + block - 1) // block * block
     ends = padded.cumsum(0)
     shift = (ends - padded) - (counts.cumsum(0) - counts)  # padding rows before each expert
     slots = torch.arange(num_assignments, device=device) + shift[experts]
     slot_of = torch.empty_like(order).index_copy_(0, order, slots)
-    token_at = order.new_zeros(int(ends[-1])).index_copy_(0, slots, order // expert_of.shape[1])
+    if chosen.count_slots:
+        num_slots = int(ends[-1])
+    else:
+        num_slots = (num_assignments + num_experts * (block - 1)) // block * block
+        ends[-1].fill_(num_slots)
+    token_at = order.new_zeros(num_slots).index_copy_(0, slots, order // expert_of.shape[1])
     return Slots(slot_of.view_as(expert_of), token_at, ends.int(), counts)
 
 
-def _block_size(mean_rows: int) -> int:
-    """128 rows where experts are well fed (measured best of 64, 128, 256); none for decoding."""
-    return 128 if mean_rows >= 128 else 16 if mean_rows >= 16 else 1
-
-
 def expected_slots(num_tokens: int, top_k: int, num_experts: int) -> int:
-    """Mean number of rows after padding, as if an expert's last block were half full."""
+    """Mean number of rows after padding on a CPU, as if an expert's last block were half full."""
     num_assignments = num_tokens * top_k
-    return num_assignments + num_experts * (_block_size(num_assignments // num_experts) // 2)
+    block = sizes.CPU.slot_block(num_assignments // num_experts)
+    return num_assignments + num_experts * (block // 2)
 
 
 def dispatch(x: Tensor, slots: Slots) -> Tensor:
@@ -68,16 +76,14 @@ def combine(rows: Tensor, gates: Tensor, slots: Slots) -> Tensor:
 def grouped_linear(x: Tensor, weight: Tensor, slots: Slots) -> Tensor:
     """``x[rows of e] @ weight[e]ᵀ`` for every expert: (S, D), (E, F, D) -> (S, F).
 
-    Multiplied in the dtype of ``x``; the gradient of ``weight`` has the dtype of ``weight``.
+    Multiplied in the dtype of ``x``; the gradient of ``weight`` has the dtype of ``weight``. On a
+    GPU it is one launch where torch's grouped kernel takes the shapes: bf16, and widths that are
+    multiples of 16 bytes. Everything else goes expert by expert, and reads ``ends`` on the host.
     """
-    if x.is_cuda:
-        return grouped_linear_fused(x, weight, slots)
+    aligned = all(width * x.element_size() % 16 == 0 for width in weight.shape[1:])
+    if x.is_cuda and x.dtype == torch.bfloat16 and aligned:
+        return torch.nn.functional.grouped_mm(x, weight.to(x.dtype).mT, offs=slots.ends)
     return _GroupedLinear.apply(x, weight, slots.ends.tolist())
-
-
-def grouped_linear_fused(x: Tensor, weight: Tensor, slots: Slots) -> Tensor:
-    """The same through torch's grouped kernel: one launch for all experts on a GPU."""
-    return torch.nn.functional.grouped_mm(x, weight.to(x.dtype).mT, offs=slots.ends)
 
 
 class _Dispatch(torch.autograd.Function):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from muonlab.model import sizes
+
 IGNORED = -100  # target of tokens that do not count
-CHUNK_VALUES = 1 << 21  # logits held at a time: 8 MiB in fp32 stay in cache
-MIN_CHUNK_ROWS = 256  # fewer would starve the matrix products of a large vocabulary
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ def score_tokens(hidden: Tensor, weight: Tensor, targets: Tensor) -> TokenScores
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    rows = max(CHUNK_VALUES // weight.shape[0], MIN_CHUNK_ROWS)
+    chosen = sizes.of(hidden.device)
+    rows = max(chosen.loss_values // weight.shape[0], chosen.loss_rows)
     for start in range(0, hidden.shape[0], rows):
         yield slice(start, start + rows)
 
@@ -75,18 +76,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         narrow = weight.to(hidden.dtype)
+        kept = counted.unsqueeze(1).to(hidden.dtype)  # (N, 1): 0 where a token does not count
+        of_counted = hidden * kept
         for rows in _chunks(hidden, weight):
             log_probabilities = _logits(hidden[rows], narrow).log_softmax(1)
             row = torch.arange(log_probabilities.shape[0], device=hidden.device)
             total -= (log_probabilities[row, picked[rows]] * counted[rows]).sum()
             grad_logits = log_probabilities.exp_()  # softmax - one_hot(target)
             grad_logits[row, picked[rows]] -= 1
-            if not bool(counted[rows].all()):
-                grad_logits.mul_(counted[rows].unsqueeze(1))
             grad_logits = grad_logits.to(hidden.dtype)
             torch.mm(grad_logits, narrow, out=grad_hidden[rows])
-            grad_weight += grad_logits.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight, count)
+            grad_weight += grad_logits.T @ of_counted[rows]
+        ctx.save_for_backward(grad_hidden.mul_(kept), grad_weight, count)
         return total / count
 
     @staticmethod

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from muonlab.model.dropout import Dropout
 from muonlab.model.ffn import Activation, FeedForward, activate, check_activation
-from muonlab.model.grouped import assign_slots, combine, dispatch, expected_slots, grouped_linear
+from muonlab.model.grouped import (
+    Slots,
+    assign_slots,
+    combine,
+    dispatch,
+    expected_slots,
+    grouped_linear,
+)
 from muonlab.model.layers import Linear, add_product
 
 # Up to here every expert's products take as long as reading its weights: the tokens that are not
@@ -127,7 +134,7 @@ class RouterOutput:
 
     loss: Tensor  # () balancing and z losses, already multiplied by their coefficients
     tokens_per_expert: Tensor  # (E,) assignments
-    entropy: Tensor  # () mean entropy of the routing distribution, nats
+    entropy: Tensor | None  # () mean entropy of the routing distribution, nats; not in training
 
 
 class MoE(nn.Module):
@@ -173,25 +180,26 @@ class MoE(nn.Module):
             )
             logits = logits + self.config.router_noise * sample
         gates, experts, scores = self._route(logits)
-        out = self._mix(tokens, gates, experts)
-        return out.view_as(x), self._report(logits, experts, scores)
+        slots = assign_slots(experts, self.config.num_experts)
+        out = self._mix(tokens, gates, slots)
+        return out.view_as(x), self._report(logits, slots.tokens_per_expert, scores)
 
     def decode(self, x: Tensor) -> Tensor:
         """(…, D) -> (…, D) without the report; one token reads only its own experts' weights."""
         tokens = x.flatten(0, -2)  # (N, D)
         gates, experts, _ = self._route(self._logits(tokens))
         N, K = gates.shape
-        mix = self._mix
-        if N == 1:
-            mix = self._mix_one
+        if N == 1 and not x.is_cuda:  # which experts they are is read on the host
+            out = self._mix_one(tokens, gates, experts)
         elif N <= READING_BOUND_TOKENS and self.config.num_experts <= N * K:
-            mix = self._mix_everywhere
-        return mix(tokens, gates, experts).view_as(x)
+            out = self._mix_everywhere(tokens, gates, experts)
+        else:
+            out = self._mix(tokens, gates, assign_slots(experts, self.config.num_experts))
+        return out.view_as(x)
 
-    def _mix(self, tokens: Tensor, gates: Tensor, experts: Tensor) -> Tensor:
+    def _mix(self, tokens: Tensor, gates: Tensor, slots: Slots) -> Tensor:
         """The experts' outputs (N, D), weighted by ``gates`` (N, K), and the shared ones'."""
         config = self.config
-        slots = assign_slots(experts, config.num_experts)
         hidden = grouped_linear(dispatch(tokens, slots), self.expand, slots)  # (S, F)
         hidden = self.dropout(activate(hidden, config.activation, config.gated))
         out = combine(grouped_linear(hidden, self.out, slots), gates, slots)
@@ -240,12 +248,11 @@ class MoE(nn.Module):
             gates = gates * config.routed_scale
         return gates, experts, scores
 
-    def _report(self, logits: Tensor, experts: Tensor, scores: Tensor) -> RouterOutput:
+    def _report(self, logits: Tensor, load: Tensor, scores: Tensor) -> RouterOutput:
         config = self.config
         probabilities = scores
         if config.gate == "sigmoid":
             probabilities = scores / scores.sum(-1, keepdim=True)
-        load = experts.flatten().bincount(minlength=config.num_experts)
         loss = logits.new_zeros(())
         if config.balancing == "auxiliary":
             fraction = load / load.sum()
@@ -253,9 +260,10 @@ class MoE(nn.Module):
             loss = loss * config.auxiliary_coefficient
         if config.z_loss_coefficient:
             loss = loss + config.z_loss_coefficient * logits.logsumexp(-1).square().mean()
+        entropy = None
         if self.training:
             self.pending_load += load
-        with torch.no_grad():
+        else:
             entropy = torch.special.entr(probabilities.detach()).sum(-1).mean()
         return RouterOutput(loss, load, entropy)
 

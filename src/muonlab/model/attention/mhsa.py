@@ -109,7 +109,7 @@ class MHSA(nn.Module):
         self.rotary = Rotary(self.head_dim, max_length, config.rope_base)
         self.query_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps=norm_eps) if config.qk_norm else nn.Identity()
-        self.max_logits: Tensor | None = None  # (H,): raised by every forward pass
+        self.max_logits: Tensor | None = None  # (H,): raised by forward passes in training
 
     def muon_layout(self) -> dict[str, dict]:
         """The fused projection is three matrices to an optimizer that cares."""
@@ -130,7 +130,7 @@ class MHSA(nn.Module):
             values,
             scale=self.head_dim**-0.5,
             dropout=self.dropout if self.training else 0.0,
-            max_logits=self.max_logits,
+            max_logits=self.max_logits if self.training else None,
         )
         return self.out(out.transpose(1, 2).flatten(2))
 

@@ -143,7 +143,7 @@ class MLA(nn.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(self.head_dim + self.rope_dim, eps=norm_eps)
             self.key_norm = RMSNorm(self.rope_dim, eps=norm_eps)
-        self.max_logits: Tensor | None = None  # (H,): raised by every forward pass
+        self.max_logits: Tensor | None = None  # (H,): raised by forward passes in training
 
     def muon_layout(self) -> dict[str, dict]:
         """Up-projections are one matrix a head, keys before values; the latent's and the rotary
@@ -230,7 +230,7 @@ class MLA(nn.Module):
             values.transpose(1, 2),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
-            max_logits=self.max_logits,
+            max_logits=self.max_logits if self.training else None,
         )
         return self.out(out.transpose(1, 2).flatten(2))
 

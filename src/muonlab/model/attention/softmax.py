@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from muonlab.model import sizes
 from muonlab.model.dropout import dropout_mask
 
-# Up to this length the explicit form is faster forward+backward on a CPU than torch's flash
-# kernel (measured: 2.6 x at 256, 2.3 x at 512, 1.4 x at 1024; about even at 2048). With dropout
-# there is no such kernel: torch's own explicit form takes 4 x as long at 2048, 7 x at 4096.
-EXPLICIT_MAX_LENGTH = 1024
-BLOCK = 128
+HALF = (torch.bfloat16, torch.float16)
 
 
 def causal_attention(
@@ -34,12 +31,16 @@ def causal_attention(
     returns (B, H, T, Dv). ``dropout`` is the probability of dropping an attention weight.
     ``max_logits`` (H,), if given, is raised to each head's largest logit.
     """
-    explicit = dropout > 0 or queries.shape[2] <= EXPLICIT_MAX_LENGTH
-    if queries.device.type == "cpu" and explicit:
+    on_cpu = queries.device.type == "cpu"
+    short = queries.shape[2] <= sizes.of(queries.device).explicit_attention_length
+    explicit = short or (on_cpu and dropout > 0)
+    # a GPU's kernels that share keys among heads serve half precision only
+    if explicit or not (on_cpu or queries.dtype in HALF):
         repeats = queries.shape[1] // keys.shape[1]
         if repeats > 1:
             keys = keys.repeat_interleave(repeats, dim=1)
             values = values.repeat_interleave(repeats, dim=1)
+    if explicit:
         return _BlockCausal.apply(queries, keys, values, scale, dropout, max_logits)
     if max_logits is not None:
         _raise_to_largest(max_logits, queries, keys, scale)
@@ -57,11 +58,12 @@ def kept_probabilities(length: int) -> int:
 
     Without dropout, which keeps probabilities at every length, and as many values of a mask.
     """
-    if length > EXPLICIT_MAX_LENGTH:
+    if length > sizes.CPU.explicit_attention_length:
         return 0
+    block = sizes.CPU.attention_block
     return sum(
-        (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
-        for start in range(0, length, BLOCK)
+        (min(start + block, length) - start) * min(start + block, length)
+        for start in range(0, length, block)
     )
 
 
@@ -81,11 +83,11 @@ def cached_attention(
 @torch.no_grad()
 def _raise_to_largest(max_logits: Tensor, queries: Tensor, keys: Tensor, scale: float) -> None:
     """For kernels that keep their logits to themselves: their product once more."""
-    T = queries.shape[2]
+    T, block = queries.shape[2], sizes.of(queries.device).attention_block
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    future = queries.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
+    future = queries.new_full((block, block), -math.inf).triu_(1)
+    for start in range(0, T, block):
+        stop = min(start + block, T)
         scores = queries[:, :, start:stop] @ keys[:, :, :stop].mT
         scores[..., start:].add_(future[: stop - start, : stop - start])
         largest = scores.amax(dim=(0, 2, 3)).float() * scale
@@ -109,13 +111,14 @@ class _BlockCausal(torch.autograd.Function):
         max_logits: Tensor | None,
     ) -> Tensor:
         B, H, T, _ = queries.shape
+        size = sizes.of(queries.device).attention_block
         q, k, v = (x.reshape(B * H, T, -1) for x in (queries, keys, values))
         q = q * scale
         out = v.new_empty(B * H, T, v.shape[-1])
-        future = q.new_full((BLOCK, BLOCK), -math.inf).triu_(1)
+        future = q.new_full((size, size), -math.inf).triu_(1)
         probabilities, masks = [], []
-        for start in range(0, T, BLOCK):
-            stop = min(start + BLOCK, T)
+        for start in range(0, T, size):
+            stop = min(start + size, T)
             scores = torch.bmm(q[:, start:stop], k[:, :stop].mT)
             scores[:, :, start:].add_(future[: stop - start, : stop - start])
             if max_logits is not None:
@@ -128,7 +131,7 @@ class _BlockCausal(torch.autograd.Function):
                 weights = weights * masks[-1]
             torch.bmm(weights, v[:, :stop], out=out[:, start:stop])
         ctx.save_for_backward(q, k, v, *probabilities, *masks)
-        ctx.scale, ctx.num_blocks = scale, len(probabilities)
+        ctx.scale, ctx.size, ctx.num_blocks = scale, size, len(probabilities)
         return out.view(B, H, T, -1)
 
     @staticmethod
@@ -141,8 +144,8 @@ class _BlockCausal(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         grad_k = grad_v = grad  # set by the last block, which sees every key
         for block, weights in reversed(list(enumerate(probabilities))):
-            start = block * BLOCK
-            stop = min(start + BLOCK, T)
+            start = block * ctx.size
+            stop = min(start + ctx.size, T)
             grad_out = grad[:, start:stop]
             grad_weights = torch.bmm(grad_out, v[:, :stop].mT)
             kept = weights
