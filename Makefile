@@ -32,5 +32,5 @@ bench: setup
 	$(BIN)/python -m benchmarks.run
 
 docs: setup
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock '.[docs]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'
 	$(BIN)/mkdocs build --strict

@@ -60,6 +60,15 @@ def test_version() -> None:
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion_knows_the_commands(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--tyro-print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+
+
 def test_without_its_packages_the_command_says_how_to_get_them() -> None:
     forbid = at_import_of(["tyro"], "raise ModuleNotFoundError(name=name)")
     result = python(forbid + MAIN, "inspect")

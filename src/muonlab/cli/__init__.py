@@ -72,8 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     except (UserError, OSError) as mistake:
         return say(str(mistake), 2)
     except SystemExit as parsed:  # --help, or arguments that do not parse
-        if isinstance(parsed.__context__, BrokenPipeError):
-            return 0  # raised by rich, which has dealt with the pipe
+        if parsed.code is None or isinstance(parsed.__context__, BrokenPipeError):
+            return 0  # at a broken pipe rich ends with 1, after it has dealt with the pipe
         return parsed.code if isinstance(parsed.code, int) else 2
     return 0
 
