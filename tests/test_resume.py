@@ -18,10 +18,10 @@ from tiny_runs import (
 )
 
 from muonlab.data import TokenData
+from muonlab.errors import InterruptedRun
 from muonlab.model import LanguageModel
 from muonlab.runs import RunBusyError, RunDirectory, RunError
 from muonlab.train import (
-    InterruptedRun,
     train,
 )
 

@@ -174,7 +174,7 @@ def test_overrides_reach_every_field_and_the_fingerprint_sees_them(name: str) ->
         assert flatten(to_dict(changed))[path] == candidate
         same = flatten(to_dict(changed)) | {path: value}
         assert same == flatten(to_dict(config)), "nothing else changes"
-        label = path in ("name", "variant", "train.trackers")
+        label = path in ("name", "variant", "train.trackers", "train.log_every")
         assert (changed.fingerprint() == config.fingerprint()) == label, path
 
 

@@ -23,15 +23,15 @@ import muonlab.train
 from muonlab import machine
 from muonlab.config import RunConfig, override, stream_seed
 from muonlab.data import TokenData
+from muonlab.errors import InterruptedRun
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.runs import Checkpoint, RunDirectory
+from muonlab.signals import stop_signals
 from muonlab.train import (
-    InterruptedRun,
     NonfiniteLossError,
     accumulate_gradients,
     clip_gradients,
-    stop_signals,
     train,
 )
 

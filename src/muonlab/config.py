@@ -47,6 +47,7 @@ class TrainConfig:
     bf16 where the processor multiplies it in hardware. ``evaluate_batches`` bounds an evaluation
     (None: the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run,
     "skip" leaves that update out and counts it. ``diagnostics_every`` 0: never.
+    ``log_every`` is how often a run without a terminal, and its log, say how far it is.
     """
 
     steps: int = 300
@@ -61,6 +62,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     nonfinite: Literal["stop", "skip"] = "stop"
     diagnostics_every: int = 0
+    log_every: int = 10
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class TrainConfig:
             "evaluate_batches",
             "checkpoint_every",
             "keep_checkpoints",
+            "log_every",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -140,9 +143,10 @@ class RunConfig:
         return dataclasses.replace(self, seed=0).fingerprint()
 
     def fingerprint(self) -> str:
-        """A hash of everything that can change weights or metrics: not of labels or trackers."""
+        """A hash of everything that can change weights or metrics: not of labels or displays."""
         facts = to_dict(self)
-        del facts["name"], facts["variant"], facts["train"]["trackers"]
+        del facts["name"], facts["variant"]
+        del facts["train"]["trackers"], facts["train"]["log_every"]
         if self.optimizer.qk_clip is None:  # such runs are those of before there was this option
             facts["optimizer"].pop("qk_clip", None)
         canonical = json.dumps(facts, sort_keys=True)

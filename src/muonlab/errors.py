@@ -14,3 +14,7 @@ class FailedRunError(RuntimeError):
 
 class InterruptedRun(Exception):  # noqa: N818 (an outcome, not an error)
     """Training was asked to stop: the line says how to go on."""
+
+    def __init__(self, message: str, *, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -4,6 +4,7 @@
     manifest.json    code, versions, machine, data, warnings
     tokenizer.json   what the model reads and writes; its checksum stands in the manifest
     metrics.jsonl    flat rows
+    log.txt          what was said while it trained
     checkpoints/step-00000500/{model.safetensors, optimizer.pt, state.json}
     summary.json     written last: present means finished
 
@@ -185,8 +186,15 @@ class RunDirectory:
     def append_metrics(self, row: dict[str, float | int]) -> None:
         """Add one flat row; it survives a killed process once this returns."""
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        with _one_line_errors(self.path), (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(finite) + "\n")
+        self._append("metrics.jsonl", json.dumps(finite))
+
+    def append_log(self, line: str) -> None:
+        """Keep a line of what was said."""
+        self._append("log.txt", line)
+
+    def _append(self, name: str, line: str) -> None:
+        with _one_line_errors(self.path), (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows; a last line cut by a crash is left out, any other damage raises RunError."""

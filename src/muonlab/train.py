@@ -2,26 +2,24 @@
 
 import contextlib
 import math
-import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muonlab import machine
 from muonlab.config import ConfigError, RunConfig, stream_seed
 from muonlab.data import TokenData
-from muonlab.errors import FailedRunError, InterruptedRun
+from muonlab.errors import FailedRunError
 from muonlab.evaluate import evaluate
 from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
+from muonlab.progress import show_progress
 from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
+from muonlab.signals import interrupted, stop_signals
 from muonlab.trackers import check_installed, open_trackers
 
 
@@ -41,7 +39,7 @@ def train(
 
     On the same machine with the same number of threads, an interrupted and resumed run ends in the
     same weights, bit for bit: batches, dropout and router noise are functions of seed and step.
-    Raises `InterruptedRun` after SIGINT or SIGTERM (a checkpoint is written first),
+    Raises `InterruptedRun` after SIGINT, SIGTERM or SIGHUP (a checkpoint is written first),
     `NonfiniteLossError`, and `RunError` where the directory cannot be written.
     """
     device = device or machine.default_device()
@@ -70,13 +68,14 @@ def train(
         run.truncate_metrics(step)
         model.compute_dtype = machine.resolve_dtype(state.dtype, device)
         mirror = stack.enter_context(open_trackers(settings.trackers, run, step))
-        show = stack.enter_context(progress_bar(config, step, enabled=progress))
+        display = stack.enter_context(show_progress(config, run, step)) if progress else None
 
         def log(row: dict[str, float]) -> None:
             stamp = {"step": step, "tokens": step * tokens_per_step, "time": state.seconds}
             run.append_metrics(stamp | row)
             mirror(step, row)
-            show(step, row)
+            if display:
+                display.row(step, row)
 
         def checkpoint() -> None:
             if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
@@ -148,9 +147,8 @@ def train(
             if step % settings.checkpoint_every == 0 or step == settings.steps or stopping:
                 checkpoint()
             if stopping and step < settings.steps:
-                raise InterruptedRun(
-                    f"stopped after step {step}; `muonlab resume {run.path}` goes on"
-                )
+                advice = f"`muonlab resume {run.path}` goes on"
+                raise interrupted(stop, f"stopped after step {step}; {advice}")
 
         summary = {
             "steps": step,
@@ -255,61 +253,3 @@ def stop_message(run: RunDirectory, step: int, problem: str) -> str:
     return (
         f"step {step}: {problem}; {last}; a lower learning rate, or train.nonfinite=skip, may help"
     )
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that is empty until SIGINT or SIGTERM arrives; a second one acts at once."""
-    received: list[int] = []
-    previous = {}
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-            previous[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def progress_bar(
-    config: RunConfig, step: int, *, enabled: bool
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Yields ``show(step, row)``: training moves a bar, an evaluation prints a line.
-
-    Both on standard error; in a file the bar is one line, at the end.
-    """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, expand=True, disable=not enabled) as bar:
-        label = f"{config.name}/{config.label} s{config.seed}"
-        task = bar.add_task(
-            label, total=config.train.steps, completed=step, loss=math.nan, rate=math.nan
-        )
-
-        def show(step: int, row: dict[str, float]) -> None:
-            if "train/loss" in row:
-                loss, rate = row["train/loss"], row["train/tokens_per_second"]
-                bar.update(task, completed=step, loss=loss, rate=rate)
-            elif enabled:
-                console.print(
-                    f"step {step}: validation loss {row['val/loss']:.4f} nats/token, "
-                    f"{row['val/bits_per_byte']:.4f} bits/byte",
-                    highlight=False,
-                )
-
-        yield show

@@ -1,8 +1,8 @@
 """The command line: `muonlab COMMAND`. One file a group of commands; this one holds the border.
 
 Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for,
-130 interrupted. A user's mistake is one line on standard error, never a traceback; a mistake of
-muonlab's own shows its traceback.
+130 interrupted, 129 the terminal was closed. A user's mistake is one line on standard error,
+never a traceback; a mistake of muonlab's own shows its traceback.
 """
 
 import io
@@ -18,6 +18,7 @@ from tyro.extras import SubcommandApp
 
 from muonlab import __version__, allocator, cores
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
+from muonlab.streams import LastingStream, silence
 
 # where a command's function, or its group of commands, is; a function's docstring is its help
 COMMANDS: dict[str, tuple[str, str | None]] = {
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode
+    nowhere = open(os.devnull, "w")  # noqa: PTH123, SIM115 (for the whole process)
+    sys.stdout = LastingStream(sys.stdout or nowhere, pipe_errors=True)
+    sys.stderr = LastingStream(sys.stderr or nowhere)
     return run(sys.argv[1:] if arguments is None else arguments)
 
 
@@ -63,12 +67,14 @@ def run(arguments: Sequence[str]) -> int:
                 args=list(arguments) or ["--help"],
             )
         sys.stdout.flush()
-    except (InterruptedRun, KeyboardInterrupt) as stop:
-        return say(str(stop) or "interrupted", 130)
+    except InterruptedRun as stop:
+        return say(str(stop), stop.exit_code)
+    except KeyboardInterrupt:
+        return say("interrupted", 130)
     except FailedRunError as failure:
         return say(str(failure), 1)
     except BrokenPipeError:  # the reader of our output has left: what is still buffered is lost
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
     except (UserError, OSError) as mistake:
         return say(str(mistake), 2)
     except SystemExit as parsed:  # --help, or arguments that do not parse

@@ -27,7 +27,7 @@ from muonlab.lab.results import judge
 from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
 from muonlab.places import corpora
 from muonlab.runs import write_whole
-from muonlab.train import stop_signals
+from muonlab.signals import stop_signals
 
 TICK_SECONDS = 0.5
 BUSY_SECONDS = 2.0  # until a run that another process holds is tried again
