@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from muonlab.optim.gradients import refuse_sharded
 from muonlab.optim.layout import MatrixSpec
 
 ROLES = ("hidden", "router", "latents", "embedding", "head", "vector", "unknown")
@@ -97,6 +98,8 @@ def place_parameters(
     model: nn.Module, *, roles: Mapping[str, str] | None = None
 ) -> list[Placement]:
     """One `Placement` for each trainable parameter, in the model's order."""
+    for name, parameter in model.named_parameters():
+        refuse_sharded(name, parameter)
     head = _untied_head(model)
     declared = _declarations(model)
     found: dict[Tensor, Placement] = {}

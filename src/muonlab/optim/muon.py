@@ -386,7 +386,7 @@ def _active(gradient: Tensor, squares: Tensor) -> Tensor | None:
     if gradient.device.type == "cpu" and not bool(idle.any()):
         return None
     idle &= gradient.abs().amax(dim=(1, 2)) == 0  # tiny values have a square of 0 too
-    return ~idle.view(-1, 1, 1)
+    return idle.logical_not_().view(-1, 1, 1)
 
 
 def _described(group: dict[str, Any]) -> str:
