@@ -23,7 +23,7 @@ from muonlab.train import train
 
 def start(arguments: Sequence[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from muonlab.cli import main; main()", *arguments],
+        [sys.executable, "-m", "muonlab", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
