@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muonlab.config import RunConfig, override
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
 
@@ -31,12 +32,16 @@ def write_run(tmp_path: Path) -> WriteRun:
         steps: int = STEPS,
         manifest: dict[str, Any] | None = None,
         name: str = "demo",
+        config: RunConfig | None = None,
     ) -> Path:
-        config = replace(nano(), name=name, variant=variant, seed=seed)
+        """Variants are told apart by a learning rate of their own, as real ones are by more."""
+        rate = 1e-3 * (1 + sum(variant.encode()))
+        recipe = override(nano(), [f"optimizer.lr={rate}"])
+        config = config or replace(recipe, name=name, variant=variant, seed=seed)
         run = RunDirectory.place(tmp_path / "runs", config)
         written = facts() | {"fingerprint": config.fingerprint(), "warnings": list(warnings)}
         run.create(config, written | (manifest or {}))
-        noise = np.random.default_rng(seed)
+        noise = np.random.default_rng(config.seed)
         final: dict[str, float] = {}
         for step in range(steps + 1):
             loss = floor + 4 * math.exp(-step / 15) + noise.normal(0, 0.02)

@@ -7,6 +7,8 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
+from muonlab.config import override
+from muonlab.recipes import nano
 from muonlab.report import comparison_table, read_runs, write_comparison
 from muonlab.report.comparison import arm_labels, compare
 from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
@@ -106,13 +108,28 @@ def test_an_unfinished_run_is_in_no_mean(write_run: WriteRun) -> None:
     assert tables(report)["runs"].rows()[-1][-1].text == "unfinished, step 30"
 
 
-def test_two_configs_of_one_variant_and_seed_are_not_seeds(
+def test_runs_of_one_name_are_seeds_only_if_their_configs_are(
     write_run: WriteRun, tmp_path: Path
 ) -> None:
-    first = write_run("muon", 0)
-    second = write_run("muon", 0, name="other")
-    runs, _ = read_runs([first, second.rename(second.with_name("muon-s0-other"))])
-    assert arm_labels(runs) == [first.name, "muon-s0-other"]
+    """`train nano optimizer.kind=adamw` was once called muon, and was averaged with Muon's runs."""
+    misnamed = override(nano(), ["optimizer.kind=adamw", "variant=muon", "seed=1"])
+    paths = [write_run("muon", 0), write_run("muon", 1), write_run("muon", config=misnamed)]
+    runs, _ = read_runs(paths)
+    first, second, third = arm_labels(runs)
+    assert first == second != third
+    assert list(tables(report_of(paths))["arms"].frame["seeds"]) == [2, 1]
+
+
+def test_runs_on_other_data_are_no_seeds(write_run: WriteRun) -> None:
+    paths = [write_run("muon", 0), write_run("muon", 1, manifest={"data_hash": "fedcba9876543210"})]
+    runs, _ = read_runs(paths)
+    assert arm_labels(runs) == ["muon (data abcdef01)", "muon (data fedcba98)"]
+
+
+def test_a_copy_of_a_run_is_no_seed(write_run: WriteRun) -> None:
+    paths = [write_run("muon", 0), write_run("muon", 0, name="other")]
+    runs, _ = read_runs(paths)
+    assert arm_labels(runs) == [str(path) for path in paths]
 
 
 def test_what_does_not_compare_is_said(write_run: WriteRun) -> None:

@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "train": ("runs:train_recipe", None),
     "resume": ("runs:resume", None),
     "runs": ("runs:list_runs", None),
+    "report": ("report:report", None),
+    "compare": ("report:compare", None),
     "eval": ("models:evaluate_run", None),
     "generate": ("models:generate_from_run", None),
     "export": ("models:export_run", None),

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from muonlab.cli.data import print_corpus
 from muonlab.cli.options import RUNS_DIR, CacheDir, RunsDir
+from muonlab.cli.report import print_table
 from muonlab.cli.runs import with_text
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def demo(
     Interrupted? The same command goes on where it stopped. Finished? It only reports again.
     """
     from muonlab.recipes import small, small_adamw
-    from muonlab.report import comparison_table, write_comparison
+    from muonlab.report import write_comparison
     from muonlab.runs import RunDirectory
     from muonlab.train import train
 
@@ -66,11 +66,7 @@ def demo(
         introduction=INTRODUCTION,
         samples=samples,
     )
-    frame = comparison_table(directories).set_index("Arm").T  # a row a figure fits 80 columns
-    table = Table("", *frame.columns, title="same data, same start, same budget")
-    for row in frame.itertuples():
-        table.add_row(*map(str, row))
-    console.print(table)
+    print_table(console, directories)
     for variant, texts in samples.items():
         console.rule(f"written by the {variant} model")
         for prompt, continuation in texts:

@@ -1,8 +1,10 @@
 """The report that sets runs side by side: which arm, how good, how fast, how large."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -27,6 +29,7 @@ from muonlab.report.curves import (
 )
 from muonlab.report.files import write_report
 from muonlab.report.frames import Run, hardware, read_runs
+from muonlab.run_names import arm_names
 
 MEASURES = (
     Column(key="val/loss", heading="Loss (nats/token)", digits=4, better="lower"),
@@ -63,20 +66,34 @@ def comparison_table(runs: Sequence[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[column.heading for column in table.columns])
 
 
+def comparison_records(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """One record a run, ready for JSON: every final figure under its metric's name, unscaled.
+
+    Losses are in nats a token, times in seconds, sizes in bytes, shares between 0 and 1; what was
+    not measured is None. Unreadable runs are left out.
+    """
+    readable, _ = read_runs(runs)
+    frame = _frame(readable).assign(run=[str(run.path) for run in readable])
+    return json.loads(str(frame.to_json(orient="records", double_precision=15)))
+
+
 def write_comparison(
     runs: Sequence[Path],
     directory: Path,
     *,
-    title: str,
+    title: str | None = None,
     introduction: str,
     samples: dict[str, list[tuple[str, str]]],
 ) -> Path:
     """Write ``index.html``, ``report.md`` with its PNGs, and ``runs.csv``; returns the page's path.
 
+    Without a ``title`` the page is headed by the arms' names.
     ``samples`` holds (prompt, continuation) pairs by model. A run that cannot be read is left out
     and named; runs that warn of their numbers are marked.
     """
     readable, problems = read_runs(runs)
+    if title is None:
+        title = " against ".join(dict.fromkeys(arm_labels(readable))) or "No runs"
     report = compare(readable, problems, title=title, introduction=introduction, samples=samples)
     return write_report(report, directory, _table_of_runs(readable).csv())
 
@@ -116,18 +133,23 @@ def compare(
 
 
 def arm_labels(runs: Sequence[Run]) -> list[str]:
-    """A name for every run's arm; runs of one name are seeds of one thing.
+    """A name for every run's arm; runs of one name are seeds of one arm.
 
-    So an unfinished run has a name of its own, a run that warns of its numbers is marked, and two
-    runs of one variant and seed go by the names of their directories.
+    They differ in nothing but the seed and were made from the same data. So an unfinished run has a
+    name of its own, a run that warns of its numbers is marked, and two copies of one run go by
+    their directories.
     """
-    seen = Counter((run.config.label, run.config.seed) for run in runs)
-    mixed = {variant for (variant, _), count in seen.items() if count > 1}
+    names = arm_names([run.config for run in runs])
+    data = [str(run.manifest.get("data_hash", "unknown"))[:8] for run in runs]
+    several = Counter(name for name, _ in set(zip(names, data, strict=True)))
+    copies = Counter(zip(names, data, (run.config.seed for run in runs), strict=True))
     labels: list[str] = []
-    for run in runs:
-        name = run.path.name if run.config.label in mixed else run.config.label
+    for name, text, run in zip(names, data, runs, strict=True):
+        label = f"{name} (data {text})" if several[name] > 1 else name
+        if copies[name, text, run.config.seed] > 1:
+            label = str(run.path)
         mark = f"{WARNING_MARK} " if run.warnings else ""
-        labels.append(mark + name + ("" if run.finished else " (unfinished)"))
+        labels.append(mark + label + ("" if run.finished else " (unfinished)"))
     return labels
 
 
