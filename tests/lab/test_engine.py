@@ -16,7 +16,7 @@ from muonlab.data import TokenData
 from muonlab.lab import engine
 from muonlab.lab.engine import FailedRunsError, Resources, run_measurement, run_study
 from muonlab.lab.executors import Executor
-from muonlab.lab.experiment import Measurement, Study
+from muonlab.lab.experiment import Context, Measurement, Study
 from muonlab.lab.plan import Job, Plan, folder
 from muonlab.lab.record import status
 from muonlab.lab.results import StudyResults
@@ -268,7 +268,7 @@ def test_a_study_without_runs(config: RunConfig, root: Path):
 def test_a_measurement_is_made_once(root: Path):
     calls: list[int] = []
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         calls.append(1)
         return pd.DataFrame({"status": ["finished"], "seconds": [1.5]})
 
@@ -293,7 +293,7 @@ def test_rows_of_another_version_and_damaged_ones(root: Path, text: str, message
         scale="nano",
         question="How long?",
         claims=(),
-        measure=pd.DataFrame,
+        measure=lambda context: pd.DataFrame(),
         judge=judge,
     )
     (root / "timed.nano").mkdir(parents=True)

@@ -34,7 +34,7 @@ def study(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Study:
         scale="nano",
         question="How long?",
         claims=(),
-        measure=lambda: pytest.fail("it was measured"),
+        measure=lambda context: pytest.fail("it was measured"),
         judge=judge,
     )
     for name in list(EXPERIMENTS):

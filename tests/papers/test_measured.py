@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from muonlab.lab.experiment import Measurement
+from muonlab.lab.experiment import Context, Measurement
 from muonlab.papers import EXPERIMENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
@@ -15,7 +15,7 @@ def measurement(name):
 
 def test_parameters_are_counted_from_built_models():
     experiment = measurement("p2-params")
-    rows = experiment.measure()
+    rows = experiment.measure(Context())
     assert rows["parameters"].tolist() == rows["accounted"].tolist()
     assert experiment.judge(rows)[0].verdict == "reproduced"
     rows.loc[0, "parameters"] += 1

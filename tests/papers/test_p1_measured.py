@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from muonlab.lab.experiment import Measurement
+from muonlab.lab.experiment import Context, Measurement
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.p1_measured import FIVE, PARTS, SPECTRUM
 
@@ -61,7 +61,7 @@ def test_inference_is_judged_over_all_cells(speedups, expected):
 def test_the_coefficients_spread_singular_values_around_one():
     """Their known band is 0.68 to 1.13 (kellerjordan.github.io/posts/muon: about 0.7 to 1.2)."""
     experiment = measurement("p1-polynomials")
-    rows = experiment.measure()
+    rows = experiment.measure(Context())
     centre = next(
         row for row in rows.to_dict("records") if (row["schedule"], row["smallest"]) == (FIVE, 0.1)
     )
@@ -79,11 +79,11 @@ def test_the_coefficients_spread_singular_values_around_one():
 
 @pytest.mark.slow
 def test_memory_and_sizes_measure_real_models():
-    rows = measurement("p1-memory").measure()
+    rows = measurement("p1-memory").measure(Context())
     assert max(rows["parameters"]) / min(rows["parameters"]) < 1.001
     caches = dict(zip(rows["model"], rows["cache_bytes"], strict=True))
     assert caches["mla + moe + muon"] < 0.32 * caches["mhsa + dense + muon"]
-    sizes = measurement("p1-sizes").measure()
+    sizes = measurement("p1-sizes").measure(Context())
     assert all(sizes["finite"])
     assert all(29e6 < count < 210e6 for count in sizes["parameters"])
 

@@ -10,7 +10,6 @@ from muonlab.cli import run
 from muonlab.papers import EXPERIMENTS
 from muonlab.papers.claims import CLAIMS
 from muonlab.report.claims import Entry, ledger, write_ledger
-from muonlab.theory.catalogue import CHECKS
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -23,7 +22,7 @@ def put(folder: Path, verdict: str, *, claim: str = "P2-leak", ours: str = "") -
 
 
 def entries(tmp_path: Path, claim: str = "P2-leak") -> list[Entry]:
-    found = ledger(tmp_path / "studies", tmp_path / "results", tmp_path / "theory")
+    found = ledger(tmp_path / "studies", tmp_path / "results")
     return [entry for entry in found if entry.claim.id == claim]
 
 
@@ -32,15 +31,14 @@ def test_every_claim_is_there_once_and_names_experiments_that_exist() -> None:
     judged = {claim.id for claim in CLAIMS if claim.experiments}
     for name, make in EXPERIMENTS.items():
         assert set(make("nano").claims) <= judged, name
-    theory = {name.removeprefix("theory ") for c in CLAIMS for name in c.experiments if " " in name}
-    assert theory <= set(CHECKS)
+    assert {name for claim in CLAIMS for name in claim.experiments} <= set(EXPERIMENTS)
 
 
 def test_a_claim_without_runs_gives_its_command(tmp_path: Path) -> None:
     (leak,) = entries(tmp_path)
     assert leak.verdict is None
     assert leak.sentence == "Not run yet: muonlab study run p2-leak"
-    assert entries(tmp_path, "P1-rate")[0].sentence == "Not run yet: muonlab theory run rate"
+    assert entries(tmp_path, "P1-rate")[0].sentence == "Not run yet: muonlab study run theory-rate"
     assert entries(tmp_path, "P2-multimodal")[0].sentence == "No experiment judges it yet."
 
 
@@ -69,14 +67,6 @@ def test_the_runs_behind_a_verdict_are_counted(tmp_path: Path) -> None:
     assert entry.ours == "3.4"
 
 
-def test_theory_outcomes_are_read(tmp_path: Path) -> None:
-    folder = tmp_path / "theory" / "rate"
-    folder.mkdir(parents=True)
-    facts = {"claim": "P1-rate", "verdict": "direction only", "sentence": "It falls."}
-    (folder / "outcome.json").write_text(json.dumps(facts))
-    assert entries(tmp_path, "P1-rate")[0].verdict == "direction only"
-
-
 @pytest.mark.parametrize(
     "text", ["nonsense", '[{"claim": "P2-leak"}]', '[{"claim": "P2-leak", "verdict": "fine"}]', "3"]
 )
@@ -94,28 +84,16 @@ def test_links_lead_to_what_is_there(tmp_path: Path) -> None:
     put(results / "p2-leak.nano", "artefact of the protocol")
     put(results / "p2-table1.nano", "refuted", claim="P2-T1")
     (results / "p2-table1.nano" / "index.html").write_text("")
-    rate = {"claim": "P1-rate", "verdict": "refuted", "sentence": "It does not."}
-    for check in ("rate", "steepest"):
-        (results / "theory" / check).mkdir(parents=True)
-        facts = rate if check == "rate" else rate | {"claim": "P1-steepest"}
-        (results / "theory" / check / "outcome.json").write_text(json.dumps(facts))
-    found = ledger(tmp_path / "studies", results, tmp_path / "theory")
-    assert {entry.report for entry in found if "theory" in entry.source} == {""}
-    (results / "theory" / "report.md").write_text("## rate\n\n## steepest\n")
-    found = ledger(tmp_path / "studies", results, tmp_path / "theory")
+    found = ledger(tmp_path / "studies", results)
     page = write_ledger(found, results).read_text(encoding="utf-8")
     assert set(re.findall(r'<a href="(\.\./.*?)"', page)) == {
         "../p2-leak.nano/report.md",
         "../p2-table1.nano/index.html",
-        "../theory/report.md#rate",
-        "../theory/report.md#steepest",
     }
     text = (results / "claims" / "report.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\]\((\.\./.*?)\)", text)) == {
         "../p2-leak.nano/report.md",
         "../p2-table1.nano/report.md",
-        "../theory/report.md#rate",
-        "../theory/report.md#steepest",
     }
     assert "⚑ artefact of the protocol" in text
     assert all(claim.id in text for claim in CLAIMS)

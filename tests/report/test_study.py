@@ -10,7 +10,7 @@ import pytest
 
 from muonlab.cli import run
 from muonlab.config import override
-from muonlab.lab.experiment import Measurement, Study, Verdict
+from muonlab.lab.experiment import Context, Measurement, Study, Verdict
 from muonlab.lab.plan import Plan
 from muonlab.lab.results import StudyResults
 from muonlab.lab.statistics import holm, paired_difference
@@ -284,14 +284,14 @@ def test_a_measurement_shows_its_rows(tmp_path: Path) -> None:
         scale="nano",
         question="How many?",
         claims=("T-1",),
-        measure=lambda: pd.DataFrame({"name": ["a", "b"], "count": [1000, 2000]}),
+        measure=lambda context: pd.DataFrame({"name": ["a", "b"], "count": [1000, 2000]}),
         judge=rows_judge,
     )
     page = write_study(counted, tmp_path, tmp_path / "out").read_text(encoding="utf-8")
     assert "It has not been measured yet." in page
     folder = tmp_path / "counted.nano"
     folder.mkdir()
-    counted.measure().to_csv(folder / "measurement.csv", index=False)
+    counted.measure(Context()).to_csv(folder / "measurement.csv", index=False)
     write_study(counted, tmp_path, tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "✗ refuted" in text

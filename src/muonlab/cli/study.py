@@ -38,8 +38,13 @@ def list_studies(*, scale: AtScale = "small") -> None:
     """List every study: its question, its runs, its claims."""
     from muonlab.papers import EXPERIMENTS
 
+    print_list(tuple(EXPERIMENTS), scale)
+
+
+def print_list(names: tuple[str, ...], scale: Scale) -> None:
+    """A row an experiment."""
     table = Table("study", "runs", "claims", "question", box=None, pad_edge=False)
-    for name in EXPERIMENTS:
+    for name in names:
         experiment = find(name, scale)
         table.add_row(name, _size(experiment), ", ".join(experiment.claims), experiment.question)
     Console().print(table)
@@ -80,7 +85,7 @@ def run(
         if dry_run:
             _print_cost(experiment, runs_dir, resources)
         elif isinstance(experiment, Measurement):
-            run_measurement(experiment, runs_dir)
+            run_measurement(experiment, runs_dir, cache_dir=cache_dir)
         else:
             run_study(
                 experiment,

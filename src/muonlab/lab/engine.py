@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress
 
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
 from muonlab.lab.board import Board
 from muonlab.lab.executors import Executor, ExecutorName, open_executor
-from muonlab.lab.experiment import Measurement, Study
+from muonlab.lab.experiment import Context, Measurement, Study
 from muonlab.lab.plan import (
     ALL_DIVERGED,
     ROOT,
@@ -102,17 +103,28 @@ def run_study(
 
 
 def run_measurement(
-    measurement: Measurement, root: Path = ROOT, console: Console | None = None
+    measurement: Measurement,
+    root: Path = ROOT,
+    *,
+    cache_dir: Path | None = None,
+    console: Console | None = None,
 ) -> None:
-    """Measure, unless its rows are there already, and judge the claims."""
+    """Measure, unless its rows are there already, and judge the claims.
+
+    Raises OSError where ``root`` cannot be written, before anything is measured.
+    """
+    console = console or Console(stderr=True)
     path = folder(measurement, root) / ROWS
     if path.exists():
-        (console or Console(stderr=True)).print(
-            f"{path} is there; delete it to measure again", markup=False, soft_wrap=True
-        )
+        console.print(f"{path} is there; delete it to measure again", markup=False, soft_wrap=True)
     else:
         started = time.monotonic()
-        rows = measurement.measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(measurement.name, total=1.0)
+            rows = measurement.measure(
+                Context(cache_dir=cache_dir, advance=lambda done: bar.update(task, completed=done))
+            )
         write_facts(measurement, root, {"seconds": time.monotonic() - started})
         write_whole(path, rows.to_csv(index=False))
     write_verdicts(measurement, root, judge(measurement, root))

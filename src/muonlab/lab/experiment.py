@@ -7,15 +7,20 @@ number has no hyper-parameter flags behind it. Nothing here trains.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
 from muonlab.config import RunConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second
 
 Scale = Literal["nano", "small", "paper"]
 SCALES: tuple[Scale, ...] = ("nano", "small", "paper")
@@ -29,6 +34,9 @@ VerdictName = Literal[
 ]
 VERDICTS = "verdicts.json"  # the file that holds an experiment's
 Protocol = Literal["as_published", "honest"]
+# requirement: without it nothing can be said; claim: what the paper says, in its own strength;
+# direction: the weaker statement that may hold where the claim does not; note: reported only.
+Role = Literal["requirement", "claim", "direction", "note"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -105,14 +113,59 @@ class PaperRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One number and where it has to lie: ``low`` ≤ ``value`` ≤ ``high``, None for no bound.
+
+    ``about`` says what it is and why that interval. ``problem`` says why it cannot be judged.
+    ``interval``: 95 % confidence, where there is one.
+    """
+
+    name: str
+    value: float
+    about: str
+    role: Role = "claim"
+    low: float | None = None
+    high: float | None = None
+    interval: tuple[float, float] | None = None
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        if self.role != "note" and self.low is None and self.high is None:
+            raise ValueError(f"finding {self.name!r}: a {self.role} needs low or high")
+
+    @property
+    def passed(self) -> bool:
+        above = self.low is None or self.value >= self.low
+        below = self.high is None or self.value <= self.high
+        return above and below and math.isfinite(self.value) and not self.problem
+
+    @property
+    def expected(self) -> str:
+        """The interval in words."""
+        if self.low is None and self.high is None:
+            return "reported only"
+        if self.low is None:
+            return f"at most {self.high:.12g}"
+        if self.high is None:
+            return f"at least {self.low:.12g}"
+        return f"{self.low:.12g} to {self.high:.12g}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the runs say of a claim; ``sentence`` says it in words, with our numbers."""
+    """What the runs say of a claim; ``sentence`` says it in words, with our numbers.
+
+    ``rule`` says in words how the numbers became the verdict; ``findings`` are those numbers, where
+    the rule has bounds for each.
+    """
 
     claim: str
     verdict: VerdictName
     sentence: str
     paper: str = ""
     ours: str = ""
+    rule: str = ""
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,18 +227,27 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measurement:
-    """An experiment that counts or times, and trains nothing.
+class Context:
+    """What measuring needs from outside: where corpora are kept, and what hears the share done."""
 
-    ``measure`` returns its rows; ``judge`` reads them.
+    cache_dir: Path | None = None  # None: the user's cache
+    advance: Callable[[float], None] = field(default=lambda share: None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """An experiment that counts, times or checks a theorem, and has no training runs.
+
+    ``measure`` returns its rows; ``judge`` and ``draw`` (a figure with its caption) read them.
     """
 
     name: str
     scale: Scale
     question: str
     claims: tuple[str, ...]
-    measure: Callable[[], pd.DataFrame]
+    measure: Callable[[Context], pd.DataFrame]
     judge: Callable[[pd.DataFrame], list[Verdict]]
+    draw: "Callable[[pd.DataFrame], Figure] | None" = None
     notes: tuple[str, ...] = ()
 
 

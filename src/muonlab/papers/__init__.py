@@ -11,6 +11,7 @@ from muonlab.papers.p1_factorial import factorial
 from muonlab.papers.p1_stability import stability
 from muonlab.papers.p2_attention import crossover, latents, leak, table4
 from muonlab.papers.p2_optimizer import table1, table2, table3
+from muonlab.papers.theory import CHECKS
 
 EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "p1-compute": compute,
@@ -27,4 +28,5 @@ EXPERIMENTS: dict[str, Callable[[Scale], Experiment]] = {
     "p2-latents": latents,
     **p1_measured.MEASUREMENTS,
     **p2_measured.MEASUREMENTS,
+    **CHECKS,
 }

@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """A claim and what settles it: names of studies, or ``theory NAME`` for an executable check.
+    """A claim and what settles it: the names of studies and measurements.
 
     The verdict is that of the first experiment that has one; no experiment: none is written yet.
     """
@@ -91,28 +91,28 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P1",
         text="Muon converges under standard assumptions",
         value="O(1/√T)",
-        experiments=("theory rate",),
+        experiments=("theory-rate",),
     ),
     Claim(
         id="P1-spectral",
         paper="P1",
         text="Spectral regularisation prevents gradient explosion",
         value="no number given",
-        experiments=("theory spectral",),
+        experiments=("theory-spectral",),
     ),
     Claim(
         id="P1-stiefel",
         paper="P1",
         text="Muon is connected to natural gradient on the Stiefel manifold",
         value="no number given",
-        experiments=("theory stiefel",),
+        experiments=("theory-stiefel",),
     ),
     Claim(
         id="P1-steepest",
         paper="P1",
         text="Muon is steepest descent under the spectral norm",
         value="equality",
-        experiments=("theory steepest",),
+        experiments=("theory-steepest",),
     ),
     Claim(
         id="P1-scale",
@@ -202,7 +202,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="P2",
         text="Bounds for Muon and MHLA through the neural tangent kernel (future work)",
         value="none given",
-        experiments=("theory ntk",),
+        experiments=("theory-ntk",),
     ),
     Claim(
         id="P2-multimodal",

@@ -11,7 +11,7 @@ import torch
 
 from muonlab.bench.decode import DENSE, LATENT, bench_decode
 from muonlab.config import OptimizerConfig, RunConfig
-from muonlab.lab.experiment import Measurement, Scale, Verdict, VerdictName
+from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
 from muonlab.model.accounting import account
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.polar import orthogonalise
@@ -30,7 +30,7 @@ BAND = 0.05  # how far from 1 a singular value may be in a matrix that is called
 def memory(scale: Scale) -> Measurement:
     """Bytes of MLA + MoE + Muon beside those of a dense MHSA model of equal size with AdamW."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         return pd.DataFrame(
             [
                 _bytes("mla + moe + muon", p1_60m(), MuonConfig()),
@@ -130,11 +130,11 @@ def _memory_verdict(totals: dict[str, float], parts: dict[str, float]) -> Verdic
 def inference(scale: Scale) -> Measurement:
     """Tokens a second of MLA + MoE against a dense MHSA model of as many parameters."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         rows = []
-        for batch, context in CELLS:
-            report = bench_decode("60m", batch=batch, context=context, dtype=torch.float32)
-            row = {"batch": batch, "context": context, "speedup": report.speedup}
+        for batch, length in CELLS:
+            report = bench_decode("60m", batch=batch, context=length, dtype=torch.float32)
+            row = {"batch": batch, "context": length, "speedup": report.speedup}
             for name in (LATENT, DENSE):
                 row[f"{name} step_seconds"] = report.timings[name].median
             rows.append(row)
@@ -185,7 +185,7 @@ def polynomials(scale: Scale) -> Measurement:
         "svd": "svd",
     }
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         generator = torch.Generator().manual_seed(0)
         left, right = (
             torch.linalg.qr(torch.randn(256, 256, generator=generator, dtype=torch.float64))[0]
@@ -256,7 +256,7 @@ def polynomials(scale: Scale) -> Measurement:
 def sizes(scale: Scale) -> Measurement:
     """P1's range of models, built and trained for one update."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         rows = []
         for make in (p1_30m, p1_60m, p1_125m, p1_200m):
             config = make()

@@ -12,7 +12,7 @@ from muonlab import machine
 from muonlab.bench.attention import crossover, default_kinds, measure_attention
 from muonlab.bench.interleave import interleave
 from muonlab.config import OptimizerConfig
-from muonlab.lab.experiment import Measurement, Scale, Verdict, VerdictName
+from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
 from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
@@ -25,7 +25,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 def parameters(scale: Scale) -> Measurement:
     """How many parameters P2's two models have."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         rows = []
         for config in (p2(), p2_mhla()):
             counted = account(config.model)
@@ -67,7 +67,7 @@ def parameters(scale: Scale) -> Measurement:
 def optimizer_state(scale: Scale) -> Measurement:
     """Bytes of optimizer state after one step at P2's shapes."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         rows = []
         for name, config in (("muon", P2_MUON), ("adamw", P2_ADAMW)):
             rows.append(
@@ -112,7 +112,7 @@ def state_bytes(model: LanguageModel, optimizer_config: OptimizerConfig) -> int:
 def attention_cost(scale: Scale) -> Measurement:
     """P2's own counts of operations and bytes, the full ones, and what one layer really takes."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         kinds = default_kinds()
         chosen = {kind: kinds[kind] for kind in ("mhsa", "mhla", "causal_mhla", "mla")}
         costs = measure_attention(chosen, lengths=LENGTHS, rounds=5)
@@ -197,7 +197,7 @@ def _cost_verdict(ratios: dict[int, tuple[float, float]]) -> VerdictName:
 def overhead(scale: Scale) -> Measurement:
     """What Muon's update adds to P2's training step of 96 × 512 tokens."""
 
-    def measure() -> pd.DataFrame:
+    def measure(context: Context) -> pd.DataFrame:
         config = p2()
         rows, tokens = [], torch.randint(config.model.vocab_size, (PROFILE_ROWS, 513))
         model = config.model.build(0)

@@ -9,14 +9,12 @@ from typing import Any, get_args
 import pandas as pd
 
 from muonlab.lab.experiment import SCALES, VERDICTS, Verdict, VerdictName
-from muonlab.papers import EXPERIMENTS
 from muonlab.papers.claims import CLAIMS, Claim
 from muonlab.report.content import Column, Report, Section, Table
 from muonlab.report.files import PAGE, REPORT, write_report
 from muonlab.report.verdicts import signed
 
 RESULTS = Path("results")
-THEORY = Path("runs/theory")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,14 +33,14 @@ class Entry:
     report: str = ""
 
 
-def ledger(studies: Path, results: Path = RESULTS, theory: Path = THEORY) -> list[Entry]:
-    """Every claim's rows: what runs below ``studies`` and ``theory`` say, else committed results.
+def ledger(studies: Path, results: Path = RESULTS) -> list[Entry]:
+    """Every claim's rows: what runs below ``studies`` say, else committed results.
 
     A conclusive verdict goes before an inconclusive one, then the larger scale, then own runs
     before committed results; larger runs that are inconclusive are named. A damaged file is a row
     that says so.
     """
-    return [entry for claim in CLAIMS for entry in _entries(claim, studies, results, theory)]
+    return [entry for claim in CLAIMS for entry in _entries(claim, studies, results)]
 
 
 def ledger_table(entries: list[Entry], results: Path) -> Table:
@@ -117,10 +115,10 @@ def write_ledger(entries: list[Entry], results: Path) -> Path:
     return write_report(report, results / "claims", rows.to_csv(index=False), verdicts)
 
 
-def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[Entry]:
+def _entries(claim: Claim, studies: Path, results: Path) -> list[Entry]:
     found: list[tuple[tuple[bool, int, bool], list[Entry]]] = []
     for name in claim.experiments:
-        for rank, own, path in _places(name, studies, results, theory):
+        for rank, own, path in _places(name, studies, results):
             if entries := list(_read(claim, path, results)):
                 conclusive = any(e.verdict not in (None, "inconclusive") for e in entries)
                 found.append(((conclusive, rank, own), entries))
@@ -132,15 +130,8 @@ def _entries(claim: Claim, studies: Path, results: Path, theory: Path) -> list[E
     return [Entry(claim=claim, verdict=None, sentence=_missing(claim))]
 
 
-def _places(
-    name: str, studies: Path, results: Path, theory: Path
-) -> Iterator[tuple[int, bool, Path]]:
+def _places(name: str, studies: Path, results: Path) -> Iterator[tuple[int, bool, Path]]:
     """Files that may hold its verdicts: how large a scale, whether from own runs, where."""
-    kind, _, check = name.partition(" ")
-    if check:
-        yield 0, True, theory / check / "outcome.json"
-        yield 0, False, results / kind / check / "outcome.json"
-        return
     yield 0, False, results / name / VERDICTS
     for rank, scale in enumerate(SCALES):
         yield rank, True, studies / f"{name}.{scale}" / VERDICTS
@@ -151,12 +142,11 @@ def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
     if not path.exists():
         return
     folder = path.parent
-    theory = path.name == "outcome.json"
-    report = f"theory/{REPORT}#{folder.name}" if theory else f"{folder.name}/{REPORT}"
-    exists = (results / report.partition("#")[0]).exists()
+    report = f"{folder.name}/{REPORT}"
+    exists = (results / report).exists()
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        for verdict in facts if isinstance(facts, list) else [facts]:
+        for verdict in facts:
             if verdict["claim"] == claim.id:
                 if verdict["verdict"] not in get_args(VerdictName):
                     raise ValueError(f"{verdict['verdict']!r} is no verdict")
@@ -191,13 +181,5 @@ def _source(folder: Path) -> str:
 
 def _missing(claim: Claim) -> str:
     """What to do for a verdict."""
-    commands = []
-    for name in claim.experiments:
-        kind, _, check = name.partition(" ")
-        if check:
-            commands.append(f"{kind} run {check}")
-        elif name in EXPERIMENTS:
-            commands.append(f"study run {name}")
-    if not commands:
-        return "No experiment judges it yet."
-    return "Not run yet: " + ", ".join(f"muonlab {command}" for command in commands)
+    commands = [f"muonlab study run {name}" for name in claim.experiments]
+    return f"Not run yet: {', '.join(commands)}" if commands else "No experiment judges it yet."

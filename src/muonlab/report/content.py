@@ -4,15 +4,19 @@ Nothing here knows what a run is: a study's report is made of the same pieces.
 """
 
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 Numbers = NDArray[np.float64]
 WARNING_MARK = "⚠"
@@ -178,7 +182,22 @@ class Section:
 
     title: str
     text: Sequence[str] = ()
-    items: Sequence[Table | Figure | Samples] = ()
+    items: Sequence["Table | Figure | Drawing | Samples"] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A figure that a measurement has drawn itself, with its caption in it."""
+
+    name: str
+    title: str
+    canvas: "Canvas"
+
+    def png(self) -> bytes:
+        """The picture; equal figures give equal bytes."""
+        picture = io.BytesIO()
+        self.canvas.savefig(picture, format="png", metadata={"Software": None})
+        return picture.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +213,11 @@ class Report:
     def figures(self) -> list[Figure]:
         items = [item for section in self.sections for item in section.items]
         return [item for item in items if isinstance(item, CurveFigure | IntervalFigure)]
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        items = [item for section in self.sections for item in section.items]
+        return [item for item in items if isinstance(item, Drawing)]
 
 
 def mean_and_half_width(values: Numbers) -> tuple[Numbers, Numbers]:

@@ -26,6 +26,8 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
         write_png(figure, directory / f"{figure.name}.png")
+    for drawing in report.drawings:
+        (directory / f"{drawing.name}.png").write_bytes(drawing.png())
     write_whole(directory / REPORT, to_markdown(report))
     write_whole(directory / RUNS, csv)
     if verdicts is not None:

@@ -7,6 +7,7 @@ from muonlab.report.content import (
     WARNING_MARK,
     Cell,
     CurveFigure,
+    Drawing,
     IntervalFigure,
     Report,
     Samples,
@@ -32,7 +33,7 @@ def _blocks(report: Report) -> Iterator[str]:
                 case Table():
                     yield _table(item)
                     yield f"*{_text(item.caption)}*"
-                case CurveFigure() | IntervalFigure():
+                case CurveFigure() | IntervalFigure() | Drawing():
                     yield f"![{_text(item.title)}]({item.name}.png)"
                 case Samples():
                     yield from _samples(item)

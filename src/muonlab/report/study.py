@@ -12,7 +12,7 @@ from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import read_record
 from muonlab.lab.record import command
 from muonlab.lab.results import StudyResults, judge_measurement, measurement_frame
-from muonlab.report.content import Column, Report, Section, Table
+from muonlab.report.content import Column, Drawing, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import RUNS, write_report
 from muonlab.report.frames import hardware
@@ -27,7 +27,7 @@ from muonlab.report.study_tables import (
     runs_table,
     trials_table,
 )
-from muonlab.report.verdicts import verdict_table
+from muonlab.report.verdicts import findings_table, verdict_table
 from muonlab.runs import RunError
 
 TIMES_APART = 1.2
@@ -136,7 +136,7 @@ def measurement_report(
     verdicts: list[Verdict],
     record: Mapping[str, Any],
 ) -> Report:
-    """The report of something counted or timed: its verdicts and its rows."""
+    """The report of something counted, timed or checked: its verdicts, its figure or its rows."""
     rows = Table(
         name="rows",
         caption="Every row of the measurement.",
@@ -150,14 +150,29 @@ def measurement_report(
             _verdicts(measurement, verdicts),
             Section(
                 title="Measured",
-                text=[] if len(frame) else ["It has not been measured yet."],
-                items=[rows] if len(frame) else (),
+                text=_measured_text(measurement, frame),
+                items=[_drawing(measurement, frame) or rows] if len(frame) else (),
             ),
             Section(
                 title="How it was made", text=[*measurement.notes, *_origin(measurement, record)]
             ),
         ],
     )
+
+
+def _measured_text(measurement: Measurement, frame: pd.DataFrame) -> list[str]:
+    if not len(frame):
+        return ["It has not been measured yet."]
+    return (
+        [f"The {len(frame):,} rows behind the figure are in runs.csv."] if measurement.draw else []
+    )
+
+
+def _drawing(measurement: Measurement, frame: pd.DataFrame) -> Drawing | None:
+    if measurement.draw is None:
+        return None
+    canvas = measurement.draw(frame)
+    return Drawing(name="figure", title=measurement.question, canvas=canvas)
 
 
 def circumstances(results: StudyResults) -> str:
@@ -180,7 +195,10 @@ def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:
         for claim in experiment.claims
         if claim not in judged
     ]
-    return Section(title="Verdict", text=text, items=[verdict_table(verdicts)] if verdicts else ())
+    text += [f"The rule of {v.claim}: {v.rule}" for v in verdicts if v.rule]
+    tables = [findings_table(verdict) for verdict in verdicts if verdict.findings]
+    items = [verdict_table(verdicts), *tables] if verdicts else ()
+    return Section(title="Verdict", text=text, items=items)
 
 
 def _notices(study: Study, frame: pd.DataFrame) -> list[str]:

@@ -1,1 +1,0 @@
-"""What the papers say of Muon in words, each as an experiment that can fail."""
