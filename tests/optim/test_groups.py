@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -197,13 +198,17 @@ def test_unknown_matrices_go_to_adamw_or_are_refused():
             self.matrix = nn.Parameter(torch.randn(4, 4))
 
     model = Custom()
-    (row,) = describe_groups(model, build_groups(model))
+    with pytest.warns(UserWarning, match=r"1 parameters with 100% .* such as matrix"):
+        groups = build_groups(model)
+    (row,) = describe_groups(model, groups)
     assert row["algorithm"] == "adamw"
     assert row["reason"].startswith("unknown")
     with pytest.raises(ValueError, match="matrix"):
         build_groups(model, strict=True)
     (group,) = build_groups(model, strict=True, roles={"matrix": "hidden"})
     assert group["algorithm"] == "muon"
+    (row,) = describe_groups(model, [group], roles={"matrix": "hidden"})
+    assert row["reason"] == "hidden: declared by the caller"
     with pytest.raises(ValueError, match="'matrx'"):
         build_groups(model, roles={"matrx": "hidden"})
     with pytest.raises(ValueError, match="'hiden'"):
@@ -265,3 +270,181 @@ def test_the_counts_of_p2():
         for group in optimizer.param_groups
     }
     assert counts == {"muon": 60_180_480, "adamw": 18_879_360}
+
+
+# -- models of transformers -----------------------------------------------------------------------
+
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "GptOss": {},
+    "Qwen2Moe": {"shared_expert_intermediate_size": 16},
+    "Qwen3Next": {
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "Glm4Moe": {"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "DeepseekV2": {"n_routed_experts": 4, "first_k_dense_replace": 1, **LATENT},
+    "GraniteMoe": {},
+    "Phimoe": {},
+    "MiniMax": {},
+    "HunYuanMoEV1": {"moe_topk": 2},
+    "Ernie4_5_Moe": {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0},
+    "Jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+}
+
+
+EXPERT_MATRICES = {"4 of 16×32", "4 of 32×16", "4 of 48×32", "4 of 32×48", "4 of 96×32"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_of_transformers(family):
+    config = getattr(transformers, f"{family}Config")(**SMALL | EXPERTS | FAMILIES[family])
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    rows = describe_groups(model, build_groups(model, strict=True))
+    experts = [row for row in rows if row["name"].endswith(("gate_up_proj", "down_proj"))]
+    assert len(experts) >= 2
+    for row in experts:
+        parts = 2 if row["name"].endswith("gate_up_proj") and family != "GptOss" else 1
+        assert row["algorithm"] == "muon"
+        assert row["matrices"].count("4 of") == parts, row
+        assert row["matrices"].split(" + ")[0] in EXPERT_MATRICES
+    for row in rows:
+        routes = ("router" in row["name"] or ".gate." in row["name"]) and "bias" not in row["name"]
+        if routes:
+            assert row["algorithm"] == "adamw", row
+            assert row["reason"].startswith("router"), row
+    attention = [row for row in rows if re.search(r"attn\.[okqv]\w*proj\w*\.weight$", row["name"])]
+    assert attention
+    assert {row["algorithm"] for row in attention} == {"muon"}
+
+
+def test_experts_stored_input_first_are_turned():
+    config = transformers.GptOssConfig(**SMALL | EXPERTS)
+    with torch.device("meta"):
+        model = transformers.GptOssForCausalLM(config)
+    rows = roles_by_name(model, build_groups(model))
+    name = "model.layers.0.mlp.experts"
+    assert rows[f"{name}.gate_up_proj"]["matrices"] == "4 of 96×32"
+    assert "interleaved" in rows[f"{name}.gate_up_proj"]["reason"]
+    assert rows[f"{name}.down_proj"]["matrices"] == "4 of 32×48"
+    assert rows[f"{name}.gate_up_proj_bias"]["reason"].startswith("vector")
+
+
+def test_gpt2_is_under_muon():
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    )
+    rows = roles_by_name(model, build_groups(model, strict=True))
+    assert rows["transformer.h.0.attn.c_attn.weight"]["matrices"] == "32×32 + 32×32 + 32×32"
+    assert rows["transformer.h.0.mlp.c_fc.weight"]["matrices"] == "128×32"
+    assert rows["transformer.h.0.mlp.c_proj.weight"]["matrices"] == "32×128"
+    assert rows["transformer.wte.weight"]["algorithm"] == "adamw"
+    optimizer = Muon(build_groups(model), lr=3e-3)
+    tokens = torch.randint(0, 96, (4, 16))
+    before = model.transformer.h[0].attn.c_attn.weight.detach().clone()
+    model(tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    assert not torch.equal(model.transformer.h[0].attn.c_attn.weight.detach(), before)
+
+
+# -- parametrisations, adapters, rates ------------------------------------------------------------
+
+
+def test_parametrized_weights_follow_their_module():
+    from torch.nn.utils.parametrizations import orthogonal, weight_norm
+
+    model = nn.ModuleDict(
+        {
+            "normed": weight_norm(nn.Linear(6, 8)),
+            "conv": weight_norm(nn.Conv1d(3, 8, 5)),
+            "orthogonal": orthogonal(nn.Linear(6, 6)),
+        }
+    )
+    rows = roles_by_name(model, build_groups(model, strict=True))
+    parts = "parametrizations.weight"
+    assert rows[f"normed.{parts}.original1"]["matrices"] == "8×6"
+    assert rows[f"normed.{parts}.original0"]["algorithm"] == "adamw"
+    assert rows[f"conv.{parts}.original1"]["matrices"] == "8×15"
+    assert rows[f"orthogonal.{parts}.original"]["algorithm"] == "muon"
+
+
+class Adapted(nn.Module):
+    """A frozen Linear with low-rank bare parameters, as hand-written adapters have."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(16, 16).requires_grad_(False)
+        self.lora_a = nn.Parameter(torch.randn(4, 16))
+        self.lora_b = nn.Parameter(torch.zeros(16, 4))
+
+
+def test_bare_adapters_are_pointed_out_and_declared_in_a_line():
+    model = Adapted()
+    with pytest.warns(UserWarning, match=r"2 parameters with 100% .* such as lora_a"):
+        build_groups(model)
+    (group,) = build_groups(model, roles={"lora_a": "hidden", "lora_b": "hidden"})
+    assert group["algorithm"] == "muon"
+
+
+def test_rates_and_decays_by_role():
+    model = nn.Sequential(
+        nn.Embedding(20, 8), nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 20)
+    )
+    groups = build_groups(
+        model, rates={"embedding": 0.5, "adamw": 0.25}, decays={"muon": 0.0, "vector": 0.01}
+    )
+    optimizer = Muon(groups, lr=0.1, weight_decay=0.3)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for name in group["param_names"]
+    }
+    assert found == {
+        "0.weight": (0.5, 0.3),
+        "1.weight": (0.1, 0.0),
+        "1.bias": (0.25, 0.01),
+        "2.weight": (0.25, 0.01),
+        "2.bias": (0.25, 0.01),
+        "3.weight": (0.25, 0.3),
+        "3.bias": (0.25, 0.01),
+    }
+
+
+@pytest.mark.parametrize("option", ["rates", "decays"])
+def test_bad_rates_are_named(option):
+    def build(values):
+        options: dict[str, Any] = {option: values}
+        return build_groups(nn.Linear(4, 4), **options)
+
+    with pytest.raises(ValueError, match=f"{option} 'embeddings' is no role: legal are hidden"):
+        build({"embeddings": 0.1})
+    with pytest.raises(ValueError, match=rf"{option}\['vector'\] -1"):
+        build({"vector": -1})

@@ -3,12 +3,13 @@
 Modules decide for their own parameters, by type and by identity, never by the parameter's name:
 
 1. a module with ``muon_layout()`` says it itself: ``{"weight": {"role": "hidden", …}}``;
-2. known module types (torch's, and transformers' by class name) have a fixed answer;
-3. the rest goes to AdamW, or is an error with ``strict=True``.
+2. known module types (torch's, and transformers' by class name) have a fixed answer (`Rules`);
+3. the rest goes to AdamW, with a warning if it is much, or is an error with ``strict=True``.
 
 A parameter that an embedding shares with another module (a tied head) is an embedding.
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,26 +18,12 @@ from torch import Tensor, nn
 
 from muonlab.optim.gradients import refuse_sharded
 from muonlab.optim.layout import MatrixSpec
+from muonlab.optim.rules import Place, Rules
 
 ROLES = ("hidden", "router", "latents", "embedding", "head", "vector", "unknown")
 _HOOK_KEYS = {"role", "row_blocks", "heads"}
-# transformers' classes that hold bare parameters: attribute -> (role, number of fused row blocks)
-_TRANSFORMERS: dict[str, dict[str, tuple[str, int]]] = {
-    **{
-        name: {"gate_up_proj": ("hidden", 2), "down_proj": ("hidden", 1)}
-        for name in ("MixtralExperts", "DeepseekV3Experts", "Qwen3MoeExperts", "OlmoeExperts")
-    },
-    **{
-        name: {"weight": ("router", 1)}
-        for name in (
-            "MixtralTopKRouter",
-            "DeepseekV3TopkRouter",
-            "Qwen3MoeTopKRouter",
-            "OlmoeTopKRouter",
-        )
-    },
-}
-_RNN_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+# A warning says when more than this share of the elements of all matrices has no rule.
+_MUCH = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +45,8 @@ def build_groups(
     decay_vectors: bool = False,
     split_fused: bool = True,
     per_head: bool = False,
+    rates: Mapping[str, float] | None = None,
+    decays: Mapping[str, float] | None = None,
     roles: Mapping[str, str] | None = None,
     strict: bool = False,
 ) -> list[dict[str, Any]]:
@@ -68,16 +57,24 @@ def build_groups(
 
     Args:
         muon_roles: the roles under Muon; P2 adds ``"router"`` and ``"latents"``.
+        rates: learning rates by role, for those that are not to have the optimizer's ``lr``:
+            ``{"embedding": 5e-3, "vector": 1e-3}``; ``"adamw"`` stands for every role under AdamW
+            that is not named itself.
+        decays: weight decays by role, in the same way.
         decay_vectors: whether AdamW decays biases, norms and other vectors too.
         split_fused: orthogonalise the parts of a fused matrix (QKV, gate and up) separately.
         per_head: orthogonalise each head of a projection that declares its heads by itself.
         roles: the role of a parameter by its full name, over what its module says.
-        strict: raise ValueError on a parameter that no rule places.
+        strict: raise ValueError on a parameter that no rule places; otherwise it goes to AdamW,
+            with a warning where such parameters are more than 5 % of the matrices' elements.
     """
+    rates, decays = dict(rates or {}), dict(decays or {})
+    _check_by_role("rates", rates)
+    _check_by_role("decays", decays)
     groups: dict[str, dict[str, Any]] = {}
-    for place in place_parameters(model, roles=roles):
-        if place.role == "unknown" and strict:
-            raise ValueError(f"{place.name} {tuple(place.parameter.shape)}: {place.reason}")
+    places = place_parameters(model, roles=roles)
+    _report_unknown(places, strict=strict)
+    for place in places:
         muon = place.role in muon_roles
         vector = place.role == "vector" and not decay_vectors
         options: dict[str, Any] = {"algorithm": "muon" if muon else "adamw"}
@@ -86,6 +83,10 @@ def build_groups(
             options |= {"scale": scale, "layout": layout}
         elif vector:
             options["weight_decay"] = 0.0
+        for option, by_role in (("lr", rates), ("weight_decay", decays)):
+            key = place.role if place.role in by_role else options["algorithm"]
+            if key in by_role:
+                options[option] = by_role[key]
         group = groups.setdefault(repr(options), {"params": [], "param_names": []} | options)
         group["params"].append(place.parameter)
         group["param_names"].append(place.name)
@@ -94,13 +95,40 @@ def build_groups(
     )
 
 
+def _check_by_role(option: str, values: Mapping[str, float]) -> None:
+    legal = (*ROLES, "muon", "adamw")
+    for role, value in values.items():
+        if role not in legal:
+            raise ValueError(f"{option} {role!r} is no role: legal are {', '.join(legal)}")
+        if not value >= 0:
+            raise ValueError(f"{option}[{role!r}] {value!r} must be at least 0")
+
+
+def _report_unknown(places: list[Placement], *, strict: bool) -> None:
+    unknown = [place for place in places if place.role == "unknown"]
+    if unknown and strict:
+        first = unknown[0]
+        raise ValueError(f"{first.name} {tuple(first.parameter.shape)}: {first.reason}")
+    matrices = [place for place in places if place.parameter.ndim > 1]
+    share = sum(p.parameter.numel() for p in unknown) / max(
+        1, sum(p.parameter.numel() for p in matrices)
+    )
+    if share > _MUCH:
+        warnings.warn(
+            f"build_groups has no rule for {len(unknown)} parameters with {share:.0%} of the "
+            f"matrices' elements, such as {unknown[0].name}; AdamW will move them. Say what they "
+            f'are: a muon_layout() in their module, or roles={{"{unknown[0].name}": "hidden"}}',
+            stacklevel=3,
+        )
+
+
 def place_parameters(
     model: nn.Module, *, roles: Mapping[str, str] | None = None
 ) -> list[Placement]:
     """One `Placement` for each trainable parameter, in the model's order."""
     for name, parameter in model.named_parameters():
         refuse_sharded(name, parameter)
-    head = _untied_head(model)
+    rules = Rules(model)
     declared = _declarations(model)
     found: dict[Tensor, Placement] = {}
     for module_name, module in model.named_modules():
@@ -111,7 +139,7 @@ def place_parameters(
             elif parameter.ndim < 2:
                 place = ("vector", f"{parameter.ndim}-D", None)
             else:
-                place = _by_type(module, attribute, parameter, head)
+                place = rules.place(module, attribute, parameter)
             earlier = found.get(parameter)
             if earlier is None:
                 found[parameter] = _named(place, name, parameter)
@@ -139,9 +167,14 @@ def place_parameters(
     return placements
 
 
-def describe_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a parameter: name, shape, parameters, algorithm, matrices, reason."""
-    reasons = {place.parameter: place.reason for place in place_parameters(model)}
+def describe_groups(
+    model: nn.Module, groups: list[dict[str, Any]], *, roles: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """One row a parameter: name, shape, parameters, algorithm, matrices, reason.
+
+    ``roles``: those that `build_groups` was given.
+    """
+    reasons = {place.parameter: place.reason for place in place_parameters(model, roles=roles)}
     rows = []
     for group in groups:
         params = group["params"]
@@ -149,9 +182,10 @@ def describe_groups(model: nn.Module, groups: list[dict[str, Any]]) -> list[dict
         for name, parameter in zip(names, params, strict=True):
             matrices = ""
             if group["algorithm"] == "muon":
-                blocks = MatrixSpec.from_layout(parameter.shape, group["layout"]).block_shapes
+                spec = MatrixSpec.from_layout(parameter.shape, group.get("layout"))
                 matrices = " + ".join(
-                    f"{m}×{n}" if batch == 1 else f"{batch} of {m}×{n}" for batch, m, n in blocks
+                    f"{m}×{n}" if batch == 1 else f"{batch} of {m}×{n}"
+                    for batch, m, n in spec.block_shapes
                 )
             rows.append(
                 {
@@ -180,12 +214,9 @@ def format_groups(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-_Place = tuple[str, str, dict[str, Any] | None]  # role, reason, layout
-
-
-def _declarations(model: nn.Module) -> dict[Tensor, _Place]:
+def _declarations(model: nn.Module) -> dict[Tensor, Place]:
     """What the modules' own ``muon_layout`` hooks say of their parameters and their children's."""
-    declared: dict[Tensor, _Place] = {}
+    declared: dict[Tensor, Place] = {}
     for module in model.modules():
         hook: Any = getattr(module, "muon_layout", None)
         if hook is not None:
@@ -193,10 +224,10 @@ def _declarations(model: nn.Module) -> dict[Tensor, _Place]:
     return declared
 
 
-def _declared(module: nn.Module, layout: dict[str, dict[str, Any]]) -> dict[Tensor, _Place]:
+def _declared(module: nn.Module, layout: dict[str, dict[str, Any]]) -> dict[Tensor, Place]:
     kind = type(module).__name__
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    places: dict[Tensor, _Place] = {}
+    places: dict[Tensor, Place] = {}
     for attribute, entry in layout.items():
         if attribute not in parameters:
             raise ValueError(
@@ -218,57 +249,7 @@ def _declared(module: nn.Module, layout: dict[str, dict[str, Any]]) -> dict[Tens
     return places
 
 
-def _by_type(
-    module: nn.Module, attribute: str, parameter: Tensor, head: nn.Module | None
-) -> _Place:
-    kind = type(module).__name__
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "embedding", f"embedding: {kind}", None
-    if module is head:
-        return "head", "head: the last Linear, as wide as the vocabulary", None
-    if isinstance(module, nn.Linear):
-        return "hidden", f"hidden: {kind}", None
-    if isinstance(module, nn.MultiheadAttention):
-        if attribute == "in_proj_weight":
-            rows = parameter.shape[0] // 3
-            return "hidden", "hidden: fused QKV of MultiheadAttention", _rows(rows, 3)
-        if attribute in ("bias_k", "bias_v"):
-            return "vector", "vector: a bias", None
-        return "hidden", f"hidden: {kind}", None
-    if isinstance(module, nn.modules.conv._ConvNd):
-        layout: dict[str, Any] = {"flatten": True}
-        if module.groups > 1 and not module.transposed:
-            layout["heads"] = module.groups  # each group of channels has its own matrix
-        return "hidden", f"hidden: {kind}, flattened", layout
-    if isinstance(module, nn.RNNBase):
-        gates = _RNN_GATES.get(module.mode.split("_")[0], 1)
-        return "hidden", f"hidden: {kind}", _rows(parameter.shape[0] // gates, gates)
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return "vector", f"vector: {kind}", None
-    if attribute in _TRANSFORMERS.get(kind, {}):
-        role, blocks = _TRANSFORMERS[kind][attribute]
-        return role, f"{role}: {kind}", _rows(parameter.shape[-2] // blocks, blocks)
-    reason = f"unknown: {kind} has no rule and no muon_layout() for {attribute!r}"
-    return "unknown", reason, None
-
-
-def _rows(rows: int, count: int) -> dict[str, Any] | None:
-    return {"row_blocks": (rows,) * count} if count > 1 else None
-
-
-def _untied_head(model: nn.Module) -> nn.Module | None:
-    """transformers' own answer, or the last Linear if its width is a vocabulary's size."""
-    getter: Any = getattr(model, "get_output_embeddings", None)
-    if getter is not None:
-        return getter()
-    sizes = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if linears and linears[-1].out_features in sizes:
-        return linears[-1]
-    return None
-
-
-def _named(place: _Place, name: str, parameter: Tensor) -> Placement:
+def _named(place: Place, name: str, parameter: Tensor) -> Placement:
     role, reason, layout = place
     return Placement(name=name, parameter=parameter, role=role, reason=reason, layout=layout)
 
