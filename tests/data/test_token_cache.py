@@ -3,7 +3,6 @@ import errno
 import json
 import multiprocessing
 import random
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +204,7 @@ def test_two_processes_at_once(config: DataConfig, tmp_path: Path) -> None:
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(config: DataConfig, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows limits no process's files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

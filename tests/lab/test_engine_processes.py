@@ -20,7 +20,10 @@ from muonlab.lab.record import status
 from muonlab.lab.results import StudyResults
 from muonlab.runs import RunDirectory
 
-pytestmark = pytest.mark.slow  # a minute and more, with several processes for every core
+pytestmark = [
+    pytest.mark.slow,  # a minute and more, with several processes for every core
+    pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found in /proc"),
+]
 
 MakeConfig = Callable[..., RunConfig]
 

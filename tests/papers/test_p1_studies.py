@@ -72,6 +72,7 @@ def test_experts_have_dense_counterparts_of_both_sizes():
     ("unstable", "expected"),
     [
         ({"muon": 0, "adamw": 2}, "reproduced"),
+        ({"muon": 0, "adamw": 0}, "reproduced"),
         ({"muon": 1, "adamw": 5}, "direction only"),
         ({"muon": 5, "adamw": 1}, "refuted"),
         ({"muon": 3, "adamw": 3}, "inconclusive"),

@@ -78,10 +78,11 @@ def optimizer_state(scale: Scale) -> Measurement:
     def judge(rows: pd.DataFrame) -> list[Verdict]:
         muon, adamw = rows.set_index("optimizer")["state_bytes"].loc[["muon", "adamw"]]
         saved = 1 - muon / adamw
+        verdict: VerdictName = "direction only" if saved > 0 else "refuted"
         return [
             Verdict(
                 claim="P2-state",
-                verdict="reproduced" if 0.45 <= saved <= 0.5 else "direction only",
+                verdict="reproduced" if 0.45 <= saved <= 0.5 else verdict,
                 sentence=f"After one step at P2's shapes Muon's state takes {muon / 1e6:.1f} MB, "
                 f"AdamW's {adamw / 1e6:.1f} MB: {saved:.1%} less. Half is the limit for a model "
                 f"without embeddings, which stay with AdamW.",
