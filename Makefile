@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check bench docs
+.PHONY: setup demo test check matrix bench docs
 
 setup: $(STAMP)
 
@@ -26,6 +26,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+matrix: setup # an hour: the suite and a short demo as on other machines
+	$(BIN)/python tests/matrix.py
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'pytorch-optimizer>=4.0' 'heavyball>=3.0'
