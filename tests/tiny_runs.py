@@ -145,7 +145,7 @@ def complaint(capsys: Capture) -> str:
     error = capsys.readouterr().err
     assert "Traceback" not in error
     *_, line = error.splitlines()
-    assert line.startswith("muonlab: ")
+    assert line.startswith("muonlab: "), error
     return line
 
 

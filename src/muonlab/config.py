@@ -8,10 +8,12 @@ what would be legal.
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import re
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -48,6 +50,8 @@ class TrainConfig:
     (None: the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run,
     "skip" leaves that update out and counts it. ``diagnostics_every`` 0: never.
     ``log_every`` is how often a run without a terminal, and its log, say how far it is.
+    ``extended_at`` holds the steps at which the run once ended, before it got more: up to each of
+    them the learning rate is that of a run that ends there.
     """
 
     steps: int = 300
@@ -63,6 +67,7 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
     diagnostics_every: int = 0
     log_every: int = 10
+    extended_at: tuple[int, ...] = ()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,6 +94,24 @@ class TrainConfig:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or null")
         if self.diagnostics_every < 0:
             raise ValueError(f"diagnostics_every is {self.diagnostics_every}; 0 is never")
+        ends = (0, *self.ends())
+        if any(earlier >= later for earlier, later in itertools.pairwise(ends)):
+            raise ValueError(
+                f"extended_at is {list(self.extended_at)}; it must rise, from 1 to below "
+                f"steps {self.steps}"
+            )
+
+    def ends(self) -> tuple[int, ...]:
+        """The steps at which training ends or once ended, ascending."""
+        return (*self.extended_at, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitFrom:
+    """Weights to begin with: a run's checkpoint or a Hugging Face directory, and their SHA-256."""
+
+    path: Path
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +131,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=MuonConfig)
     learning_rate: LearningRateConfig = field(default_factory=LinearConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    init_from: InitFrom | None = None
 
     def __post_init__(self) -> None:
         for label in ("name", "variant"):
@@ -138,6 +162,11 @@ class RunConfig:
         """What the run is called among those of its ``name``."""
         return self.variant or self.optimizer.kind
 
+    def learning_rate_multiplier(self, step: int) -> float:
+        """What the learning rate is multiplied with at update ``step`` (from 0)."""
+        end = next(end for end in self.train.ends() if step < end)
+        return self.learning_rate.multiplier(step, end)
+
     def arm_fingerprint(self) -> str:
         """Equal for runs that differ in nothing but their seed: they are seeds of one arm."""
         return dataclasses.replace(self, seed=0).fingerprint()
@@ -147,6 +176,12 @@ class RunConfig:
         facts = to_dict(self)
         del facts["name"], facts["variant"]
         del facts["train"]["trackers"], facts["train"]["log_every"]
+        if not self.train.extended_at:  # runs of before there was this option
+            del facts["train"]["extended_at"]
+        if self.init_from is None:
+            del facts["init_from"]
+        else:
+            del facts["init_from"]["path"]
         if self.optimizer.qk_clip is None:  # such runs are those of before there was this option
             facts["optimizer"].pop("qk_clip", None)
         canonical = json.dumps(facts, sort_keys=True)
@@ -280,8 +315,11 @@ def _class_for(hint: Any, values: Any) -> Any:
     members = typing.get_args(hint)
     if not members:
         return hint
+    kinds = [member for member in members if dataclasses.is_dataclass(member)]
+    if len(kinds) == 1:  # a part that may be absent
+        return kinds[0]
     kind = values.get("kind") if isinstance(values, dict) else None
-    for member in filter(dataclasses.is_dataclass, members):
+    for member in kinds:
         if kind in typing.get_args(typing.get_type_hints(member)["kind"]):
             return member
     return None

@@ -52,6 +52,8 @@ def load(
 
 def open_corpus(run: RunDirectory, cache_dir: Path | None) -> TokenData:
     """The corpus that a run was trained on; raises RunError if it now holds other text."""
+    if origin := run.manifest().get("imported_from"):
+        raise RunError(f"{run.path} has no corpus: it was imported from {origin}")
     data = run.config().data.prepare(cache_dir)
     if data.data_hash != run.manifest()["data_hash"]:
         raise RunError(f"{run.path} was trained on other data than the corpus now holds")

@@ -13,6 +13,7 @@ up or a process that dies leaves the previous checkpoint as it was.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -104,6 +105,36 @@ class RunDirectory:
             write_whole(self.path / "manifest.json", _json(manifest))
             write_whole(self.path / "config.json", to_json(config))
 
+    def extend(self, steps_more: int) -> RunConfig:
+        """Give a finished run more steps to make; returns its new config. Raises RunError.
+
+        The manifest keeps what the run was before, and the old summary stays under its own name.
+        A process that dies in between leaves a finished run, or one that `resume` finishes again.
+        """
+        before, manifest, summary = self.untouched_config(), self.manifest(), self.summary()
+        done = before.train.steps
+        if summary["steps"] != done or self.checkpoint_steps()[-1:] != [done]:
+            raise RunError(f"{self.path} has no checkpoint of its last step {done}")
+        ends = dataclasses.replace(
+            before.train, steps=done + steps_more, extended_at=before.train.ends()
+        )
+        config = dataclasses.replace(before, train=ends)
+        extension = {
+            "from_step": done,
+            "to_step": config.train.steps,
+            "time": now(),
+            "fingerprint_before": before.fingerprint(),
+        }
+        changed = manifest | {
+            "fingerprint": config.fingerprint(),
+            "extended": [*manifest.get("extended", []), extension],
+        }
+        with self.lock(), _one_line_errors(self.path):
+            write_whole(self.path / "manifest.json", _json(changed))
+            (self.path / "summary.json").rename(self.path / f"summary-step-{done:08d}.json")
+            write_whole(self.path / "config.json", to_json(config))
+        return config
+
     def config(self) -> RunConfig:
         """The run's config; raises RunError where there is none or it is damaged."""
         path = self.path / "config.json"
@@ -116,8 +147,11 @@ class RunDirectory:
 
     def untouched_config(self) -> RunConfig:
         """The config, as it was when the run began; raises RunError."""
-        config = self.config()
-        if config.fingerprint() != self.manifest()["fingerprint"]:
+        config, manifest = self.config(), self.manifest()
+        legal = [manifest["fingerprint"]]
+        if manifest.get("extended"):  # a crash may have come between manifest and config
+            legal.append(manifest["extended"][-1]["fingerprint_before"])
+        if config.fingerprint() not in legal:
             raise RunError(f"{self.path}/config.json was changed after the run began")
         return config
 

@@ -17,6 +17,7 @@ from muonlab.manifest import manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
+from muonlab.pretrained import load_pretrained
 from muonlab.progress import show_progress
 from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
 from muonlab.signals import interrupted, stop_signals
@@ -64,6 +65,8 @@ def train(
             step, state = restore(run, model, optimizer)
         else:
             step, state = 0, RunState(dtype=run.manifest()["dtype"])
+            if config.init_from:
+                load_pretrained(model, data.tokenizer, config.init_from)
         say_if_dtype_differs(run, state.dtype, settings.dtype, device)
         run.truncate_metrics(step)
         model.compute_dtype = machine.resolve_dtype(state.dtype, device)
@@ -97,7 +100,7 @@ def train(
         model.train()
         while step < settings.steps:
             started = time.perf_counter()
-            multiplier = config.learning_rate.multiplier(step, settings.steps)
+            multiplier = config.learning_rate_multiplier(step)
             for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base_rate * multiplier
 
@@ -140,11 +143,11 @@ def train(
             }
             log(row)
 
-            if step % settings.evaluate_every == 0 or step == settings.steps:
+            if step % settings.evaluate_every == 0 or step in settings.ends():
                 state.final = validate()
                 log(state.final)
             stopping = bool(stop)
-            if step % settings.checkpoint_every == 0 or step == settings.steps or stopping:
+            if step % settings.checkpoint_every == 0 or step in settings.ends() or stopping:
                 checkpoint()
             if stopping and step < settings.steps:
                 advice = f"`muonlab resume {run.path}` goes on"

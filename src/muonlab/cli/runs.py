@@ -1,4 +1,4 @@
-"""`muonlab train | resume | runs`: making runs and finding them again."""
+"""`muonlab train | resume | import`: making runs, and going on from something."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from muonlab.cli.options import (
     RUNS_DIR,
@@ -29,67 +28,129 @@ def train_recipe(
     data: Annotated[
         Path | None, tyro.conf.arg(help="train on your own text: a file or a directory")
     ] = None,
+    init_from: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            metavar="RUN",
+            help="begin with the model, weights and tokenizer of a run (or one of its "
+            "checkpoints) or of a Hugging Face directory",
+        ),
+    ] = None,
     runs_dir: RunsDir = RUNS_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
     """Train a recipe, with any field of it changed on the command line.
 
+    With --init-from the recipe says how to train; what is trained comes from there.
     Ctrl-C writes a checkpoint and ends with exit code 130; `muonlab resume` goes on from there.
     """
     from muonlab.config import override
+    from muonlab.pretrained import begin_from, open_pretrained
     from muonlab.recipes import recipe
     from muonlab.runs import RunDirectory, RunError
 
-    config = with_text(override(recipe(recipe_name), list(overrides)), data)
+    config = recipe(recipe_name)
+    if init_from is not None:
+        source = open_pretrained(init_from)
+        config = begin_from(config, source)
+        _say(f"beginning with the weights of {source.about}")
+    config = with_text(override(config, list(overrides)), data)
+    if init_from is not None:
+        optimizer = config.optimizer
+        _say(
+            f"training with {optimizer.kind} at a peak learning rate of {optimizer.lr:g}, as for "
+            f"recipe {recipe_name} from random weights; optimizer.lr=… sets another"
+        )
     run = RunDirectory.place(runs_dir, config)
     if run.exists():
         raise RunError(
-            f"{run.path} holds this run already, {run.status()}; "
-            f"`muonlab resume {run.path}` continues it, seed=N starts another"
+            f"{run.path} holds this run already, {run.status()}; {_how_to_go_on(run)}, "
+            f"seed=N starts another"
         )
     execute(config, run, cache_dir)
 
 
-def resume(run_path: RunPath, *, cache_dir: CacheDir = None) -> None:
-    """Continue an interrupted run from its newest checkpoint, bit for bit."""
+def resume(
+    run_path: RunPath,
+    *,
+    steps_more: Annotated[
+        int | None, tyro.conf.arg(help="give a finished run this many steps more", metavar="N")
+    ] = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Continue an interrupted run from its newest checkpoint, bit for bit.
+
+    With --steps-more a finished run goes on: the learning rate continues at what a run of the new
+    length has there, and ends as that one does.
+    """
     from muonlab.runs import RunDirectory, RunError
 
     run = RunDirectory(run_path)
     config = run.config()
-    if run.status() == "finished":
-        raise RunError(f"{run_path} is finished: {run.summary()['steps']} steps")
+    finished = run.status() == "finished"
+    if steps_more is None:
+        if finished:
+            raise RunError(
+                f"{run_path} is finished: {run.summary()['steps']} steps; {_how_to_go_on(run)}"
+            )
+    elif steps_more < 1:
+        raise RunError(f"--steps-more is {steps_more}; it must be at least 1")
+    elif not finished:
+        raise RunError(
+            f"{run_path} is {run.status()}; --steps-more is for a finished run, "
+            f"`muonlab resume {run_path}` finishes it"
+        )
+    elif "imported_from" in run.manifest():
+        raise RunError(f"{run_path} has no corpus: it was imported; {_how_to_go_on(run)}")
+    else:
+        ended = config.train.steps
+        last = config.optimizer.lr * config.learning_rate_multiplier(ended - 1)
+        config = run.extend(steps_more)
+        peak = config.optimizer.lr
+        following = peak * config.learning_rate_multiplier(ended)
+        final = peak * config.learning_rate_multiplier(config.train.steps - 1)
+        _say(
+            f"{run_path} ended at step {ended} and goes on to step {config.train.steps}. "
+            f"Its last learning rate was {last:.2g}; the {config.learning_rate.kind} schedule of "
+            f"{config.train.steps} steps goes on at {following:.2g} "
+            f"({following / peak if peak else 0:.0%} of the peak) and ends at {final:.2g}."
+        )
     execute(config, run, cache_dir)
 
 
-def list_runs(runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR) -> None:
-    """List runs with their status: finished, running, interrupted, started or damaged."""
-    from muonlab.runs import RunError, find_runs
+def import_model(
+    directory: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="DIRECTORY", help="a Hugging Face model with its tokenizer"),
+    ],
+    *,
+    to: Annotated[
+        Path | None,
+        tyro.conf.arg(help="a new directory", help_behavior_hint="(default: RUNS-DIR/imported/…)"),
+    ] = None,
+    runs_dir: RunsDir = RUNS_DIR,
+) -> None:
+    """Make a run of a Hugging Face model, for generate, eval --data, and train --init-from.
 
-    console = Console()
-    table = Table("run", "status", "steps", "val loss", box=None, pad_edge=False)
-    table.columns[0].overflow = "fold"
-    notes: list[str] = []
-    for run in find_runs(runs_dir):
-        try:
-            rows = run.metrics()
-            losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
-            done = rows[-1]["step"] if rows else 0
-            cells = (
-                run.status(),
-                f"{done}/{run.config().train.steps}",
-                f"{losses[-1]:.4f}" if losses else "",
-            )
-            notes += [f"{run.path}: warning: {text}" for text in run.manifest()["warnings"]]
-        except RunError as error:
-            cells = ("damaged", "", "")
-            notes.append(str(error))
-        table.add_row(str(run.path), *cells)
-    if not table.rows:
-        console.print(f"no runs below {runs_dir}", markup=False)
-        return
-    console.print(table)
-    for note in notes:
-        console.print(note, style="bold red", markup=False, soft_wrap=True)
+    Weights are read from safetensors only.
+    """
+    from muonlab.pretrained import import_run, open_pretrained
+
+    run = import_run(
+        open_pretrained(directory), to or runs_dir / "imported" / directory.absolute().name
+    )
+    facts = run.manifest()
+    _say(f"{run.path}: {facts['parameters']:,} parameters, imported from {facts['imported_from']}")
+    _say(f"`muonlab train RECIPE --init-from {run.path} --data FILE` trains it on")
+
+
+def _how_to_go_on(run: "RunDirectory") -> str:
+    if "imported_from" in run.manifest():
+        return f"`muonlab train RECIPE --init-from {run.path}` trains it on"
+    if run.status() == "finished":
+        return f"`muonlab resume {run.path} --steps-more N` extends it"
+    return f"`muonlab resume {run.path}` continues it"
 
 
 def with_text(config: "RunConfig", path: Path | None) -> "RunConfig":
@@ -108,14 +169,17 @@ def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path | None) ->
     """Train with a progress bar; say where, and how it ended."""
     from muonlab.train import train
 
-    console = Console(markup=False, highlight=False, soft_wrap=True)
     for warning in (*config.model.attention.warnings, *config.data.split.warnings):
-        console.print(f"warning: {warning}", style="bold red")
+        _say(f"warning: {warning}", style="bold red")
     data = config.data.prepare(cache_dir)
-    console.print(f"training in {run.path}")
+    _say(f"training in {run.path}")
     summary = train(config, run, data)
-    console.print(
+    _say(
         f"{run.path}: validation loss {summary['val/loss']:.4f} nats/token, "
         f"{summary['val/bits_per_byte']:.4f} bits/byte, accuracy {summary['val/accuracy']:.1%}, "
         f"{summary['tokens_per_second']:,.0f} tokens/s, {summary['train_seconds']:.1f} s"
     )
+
+
+def _say(line: str, *, style: str | None = None) -> None:
+    Console(markup=False, highlight=False, soft_wrap=True).print(line, style=style)

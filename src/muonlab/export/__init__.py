@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from muonlab.export.families import ExportError, family_of, from_hf, to_hf
 from muonlab.export.tensors import absent, entries
 from muonlab.model import LanguageModel, ModelConfig
 
-__all__ = ["ExportError", "export_hf", "import_hf"]
+__all__ = ["ExportError", "export_hf", "import_hf", "read_json"]
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # of a checkpoint in several files
@@ -71,7 +72,7 @@ def import_hf(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     Raises ExportError if the class or one of its settings is none that our models have.
     """
     try:
-        fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        fields = read_json(directory / "config.json")
     except FileNotFoundError:
         raise ExportError(f"{directory} has no config.json; it is no exported model") from None
     config, family = from_hf(fields, str(directory / "config.json"))
@@ -89,15 +90,38 @@ def import_hf(directory: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 def _read_weights(directory: Path) -> dict[str, Tensor]:
     files = [directory / WEIGHTS]
     if (index := directory / WEIGHTS_INDEX).exists():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [directory / name for name in sorted(set(names))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ExportError(f"{index}: it has no weight_map, which names the files")
+        files = [directory / _plain_name(name, index) for name in sorted(set(names.values()))]
     weights = {}
     for path in files:
         if not path.exists():
             raise ExportError(f"{path} is missing; only safetensors weights can be imported")
-        with safe_open(path, framework="pt") as file:
-            weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ExportError(f"{path} is damaged: {error}") from None
     return weights
+
+
+def _plain_name(name: object, index: Path) -> str:
+    """A file of the same directory, and no other."""
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ExportError(f"{index}: weight_map names {name!r}; it must be a file beside it")
+    return name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ExportError, or FileNotFoundError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ExportError(f"{path}: not a JSON object")
+    return values
 
 
 def _write_json(path: Path, value: object) -> None:

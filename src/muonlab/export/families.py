@@ -233,8 +233,8 @@ def _attention_from_hf(
             rope_dim=fields["qk_rope_head_dim"],
             rope_base=_rope_base(fields, name),
         )
-    kv_heads = fields["num_key_value_heads"]
-    head_dim = fields["head_dim"]
+    kv_heads = fields.get("num_key_value_heads") or heads
+    head_dim = fields.get("head_dim") or fields["hidden_size"] // heads  # absent or null: derived
     return MHSAConfig(
         num_heads=heads,
         num_kv_heads=None if kv_heads == heads else kv_heads,
