@@ -174,7 +174,14 @@ def test_overrides_reach_every_field_and_the_fingerprint_sees_them(name: str) ->
         assert flatten(to_dict(changed))[path] == candidate
         same = flatten(to_dict(changed)) | {path: value}
         assert same == flatten(to_dict(config)), "nothing else changes"
-        label = path in ("name", "variant", "train.trackers", "train.log_every")
+        label = path in (
+            "name",
+            "variant",
+            "train.trackers",
+            "train.log_every",
+            "train.sample_every",
+            "train.sample_prompt",
+        )
         assert (changed.fingerprint() == config.fingerprint()) == label, path
 
 

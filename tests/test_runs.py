@@ -150,9 +150,9 @@ def test_metrics_come_back(run: RunDirectory) -> None:
         run.append_metrics(row)
     run.append_metrics({"step": 4, "train/loss": float("nan"), "x": float("inf")})
     assert run.metrics() == [*rows, {"step": 4, "train/loss": None, "x": None}]
-    run.truncate_metrics(2)
+    run.truncate_rows(2)
     assert run.metrics() == rows[:3]
-    run.truncate_metrics(0)  # a run without a checkpoint begins anew
+    run.truncate_rows(0)  # a run without a checkpoint begins anew
     assert run.metrics() == []
 
 
@@ -162,7 +162,7 @@ def test_a_half_written_last_row_is_left_out(run: RunDirectory, cut: bytes) -> N
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(cut)
     assert run.metrics() == [{"step": 1}]
-    run.truncate_metrics(1)
+    run.truncate_rows(1)
     run.append_metrics({"step": 2})
     assert run.metrics() == [{"step": 1}, {"step": 2}]
 
@@ -172,8 +172,8 @@ def test_a_half_written_last_row_is_left_out(run: RunDirectory, cut: bytes) -> N
     [
         (b"{\n", "line 2: not JSON"),
         (b"\xff\n", "line 2: not JSON"),
-        (b"3\n", "line 2: no row of metrics"),
-        (b'{"loss": 3}\n', "line 2: no row of metrics"),
+        (b"3\n", "line 2: no row of a run"),
+        (b'{"loss": 3}\n', "line 2: no row of a run"),
     ],
 )
 def test_other_damage_is_named(run: RunDirectory, line: bytes, message: str) -> None:
@@ -406,3 +406,10 @@ def test_one_process_at_a_time(run: RunDirectory) -> None:
         process.kill()  # a dead process holds nothing
     with run.lock():
         assert run.status() == "running"
+
+
+def test_a_directory_that_is_no_run_has_no_status_and_gets_no_lock(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "typo"):
+        with pytest.raises(RunError, match="is no run directory: it has no config"):
+            RunDirectory(path).status()
+    assert list(tmp_path.iterdir()) == []

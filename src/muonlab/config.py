@@ -50,6 +50,8 @@ class TrainConfig:
     (None: the whole split). At a non-finite loss or gradient, ``nonfinite`` "stop" ends the run,
     "skip" leaves that update out and counts it. ``diagnostics_every`` 0: never.
     ``log_every`` is how often a run without a terminal, and its log, say how far it is.
+    Every ``sample_every`` steps (0: never) the model continues ``sample_prompt``, which changes
+    nothing in the training.
     ``extended_at`` holds the steps at which the run once ended, before it got more: up to each of
     them the learning rate is that of a run that ends there.
     """
@@ -67,6 +69,8 @@ class TrainConfig:
     nonfinite: Literal["stop", "skip"] = "stop"
     diagnostics_every: int = 0
     log_every: int = 10
+    sample_every: int = 0
+    sample_prompt: str = ""
     extended_at: tuple[int, ...] = ()
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
@@ -92,8 +96,9 @@ class TrainConfig:
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive, or null")
-        if self.diagnostics_every < 0:
-            raise ValueError(f"diagnostics_every is {self.diagnostics_every}; 0 is never")
+        for name in ("diagnostics_every", "sample_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; 0 is never")
         ends = (0, *self.ends())
         if any(earlier >= later for earlier, later in itertools.pairwise(ends)):
             raise ValueError(
@@ -175,7 +180,8 @@ class RunConfig:
         """A hash of everything that can change weights or metrics: not of labels or displays."""
         facts = to_dict(self)
         del facts["name"], facts["variant"]
-        del facts["train"]["trackers"], facts["train"]["log_every"]
+        for display in ("trackers", "log_every", "sample_every", "sample_prompt"):
+            del facts["train"][display]
         if not self.train.extended_at:  # runs of before there was this option
             del facts["train"]["extended_at"]
         if self.init_from is None:

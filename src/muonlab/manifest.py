@@ -46,6 +46,27 @@ def manifest(
     }
 
 
+def changes_since(facts: dict[str, Any], device: torch.device) -> list[str]:
+    """What is no longer as when a run with the manifest ``facts`` began, a sentence each.
+
+    Where one of these has changed, a resumed run need not be bitwise equal to an uninterrupted one.
+    """
+    machine_now, machine_then = machine.describe(device), facts.get("machine", {})
+    pairs = {
+        "code (commit)": (facts.get("git", {}).get("sha"), git_state().get("sha")),
+        "muonlab": (facts.get("versions", {}).get("muonlab"), metadata.version("muonlab")),
+        **{
+            name: (machine_then.get(name), machine_now.get(name))
+            for name in ("torch", "device", "processor", "gpu", "threads")
+        },
+    }
+    return [
+        f"it began with {name} {then} and goes on with {now_}; it may not be bitwise reproducible"
+        for name, (then, now_) in pairs.items()
+        if then is not None and now_ is not None and then != now_
+    ]
+
+
 def git_state() -> dict[str, str | bool]:
     """Commit and dirty flag of the source tree, empty outside a checkout."""
     here = Path(__file__).parent

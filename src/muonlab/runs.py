@@ -4,6 +4,7 @@
     manifest.json    code, versions, machine, data, warnings
     tokenizer.json   what the model reads and writes; its checksum stands in the manifest
     metrics.jsonl    flat rows
+    samples.jsonl    what the model wrote while it trained, if it was asked to
     log.txt          what was said while it trained
     checkpoints/step-00000500/{model.safetensors, optimizer.pt, state.json}
     summary.json     written last: present means finished
@@ -185,7 +186,12 @@ class RunDirectory:
             write_whole(self.path / "summary.json", _json(summary))
 
     def status(self) -> str:
-        """``finished``, ``running``, ``interrupted`` (has a checkpoint) or ``started``."""
+        """``finished``, ``running``, ``interrupted`` (has a checkpoint) or ``started``.
+
+        Raises RunError where there is no run, and leaves nothing there.
+        """
+        if not self.exists():
+            raise RunError(f"{self.path} is no run directory: it has no config.json")
         if (self.path / "summary.json").exists():
             return "finished"
         try:
@@ -222,6 +228,10 @@ class RunDirectory:
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self._append("metrics.jsonl", json.dumps(finite))
 
+    def append_sample(self, step: int, prompt: str, text: str) -> None:
+        """Keep what the model wrote after ``step`` updates."""
+        self._append("samples.jsonl", json.dumps({"step": step, "prompt": prompt, "text": text}))
+
     def append_log(self, line: str) -> None:
         """Keep a line of what was said."""
         self._append("log.txt", line)
@@ -232,7 +242,14 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows; a last line cut by a crash is left out, any other damage raises RunError."""
-        path = self.path / "metrics.jsonl"
+        return self._rows("metrics.jsonl")
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model wrote while it trained: ``step``, ``prompt``, ``text``; as `metrics`."""
+        return self._rows("samples.jsonl")
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
         if not path.exists():
             return []
         lines = path.read_bytes().splitlines(keepends=True)
@@ -245,17 +262,18 @@ class RunDirectory:
                     break
                 raise RunError(f"{path}, line {number}: not JSON") from None
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise RunError(f"{path}, line {number}: no row of metrics, it has no step")
+                raise RunError(f"{path}, line {number}: no row of a run, it has no step")
             rows.append(row)
         return rows
 
-    def truncate_metrics(self, step: int) -> None:
-        """Keep the rows of the first ``step`` updates: a resumed run writes the others again."""
-        rows = [row for row in self.metrics() if step and row["step"] <= step]
-        with _one_line_errors(self.path):
-            write_whole(
-                self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-            )
+    def truncate_rows(self, step: int) -> None:
+        """Keep what the first ``step`` updates wrote: a resumed run writes the others again."""
+        for name, rows in (("metrics.jsonl", self.metrics()), ("samples.jsonl", self.samples())):
+            kept = [row for row in rows if step and row["step"] <= step]
+            if rows or name == "metrics.jsonl":
+                with _one_line_errors(self.path):
+                    text = "".join(json.dumps(row) + "\n" for row in kept)
+                    write_whole(self.path / name, text)
 
     # -- checkpoints -----------------------------------------------------------------------------
 

@@ -13,13 +13,14 @@ from muonlab.config import ConfigError, RunConfig, stream_seed
 from muonlab.data import TokenData
 from muonlab.errors import FailedRunError
 from muonlab.evaluate import evaluate
-from muonlab.manifest import manifest, peak_memory_bytes
+from muonlab.manifest import changes_since, manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
 from muonlab.pretrained import load_pretrained
 from muonlab.progress import show_progress
 from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
+from muonlab.sampling import make_sampler, printable
 from muonlab.signals import interrupted, stop_signals
 from muonlab.trackers import check_installed, open_trackers
 
@@ -63,12 +64,14 @@ def train(
             run.create(config, facts, data.tokenizer)
         if run.checkpoint_steps():
             step, state = restore(run, model, optimizer)
+            for change in changes_since(run.manifest(), device):
+                warnings.warn(f"{run.path}: {change}", stacklevel=2)
         else:
             step, state = 0, RunState(dtype=run.manifest()["dtype"])
             if config.init_from:
                 load_pretrained(model, data.tokenizer, config.init_from)
         say_if_dtype_differs(run, state.dtype, settings.dtype, device)
-        run.truncate_metrics(step)
+        run.truncate_rows(step)
         model.compute_dtype = machine.resolve_dtype(state.dtype, device)
         mirror = stack.enter_context(open_trackers(settings.trackers, run, step))
         display = stack.enter_context(show_progress(config, run, step)) if progress else None
@@ -94,6 +97,8 @@ def train(
                 sequence_length=settings.sequence_length,
                 max_batches=settings.evaluate_batches,
             )
+
+        sample = make_sampler(config, model, data.tokenizer) if settings.sample_every else None
 
         if step == 0:
             log(validate())
@@ -146,6 +151,11 @@ def train(
             if step % settings.evaluate_every == 0 or step in settings.ends():
                 state.final = validate()
                 log(state.final)
+            if sample and step % settings.sample_every == 0:
+                text = sample()
+                run.append_sample(step, settings.sample_prompt, text)
+                if display:
+                    display.say(f"step {step} writes: {printable(settings.sample_prompt + text)}")
             stopping = bool(stop)
             if step % settings.checkpoint_every == 0 or step in settings.ends() or stopping:
                 checkpoint()
