@@ -4,6 +4,8 @@ The parameter sets are those of the models in question, with random values and g
 of a step does not depend on them (beyond low-rank matrices, which these do not have).
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from muonlab.bench.interleave import Timing, interleave, paired_ratio
 from muonlab.errors import UserError
 from muonlab.machine import gemm_flops
-from muonlab.optim import Muon
+from muonlab.optim import Muon, bf16_is_native
 
 SETS: dict[str, tuple[list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     # name: (shapes under Muon, shapes under AdamW)
@@ -43,10 +45,15 @@ _SHARES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerReport:
-    """One set's costs; seconds are medians of interleaved rounds."""
+    """One set's costs; seconds are medians of interleaved rounds.
+
+    ``slow_seconds`` holds those that were too slow for rounds: the seconds of one step, measured
+    once, or for torch's on a processor without bf16 the sum over one matrix of each shape.
+    """
 
     parameter_set: str
     timings: dict[str, Timing]
+    slow_seconds: dict[str, float]
     shares: dict[str, float]
     step_flops: int
     gemm_flops_per_second: float
@@ -63,6 +70,10 @@ class OptimizerReport:
             lines.append(
                 f"  {name:<24} {timing.median:8.3f} s  {paired_ratio(timing, ours):6.2f}×"
                 f"  (spread {timing.spread:.2f})"
+            )
+        for name, seconds in self.slow_seconds.items():
+            lines.append(
+                f"  {name:<24} {seconds:8.3f} s  {seconds / ours.median:6.2f}×  (not in the rounds)"
             )
         lines += [
             f"  matrix products: {self.step_flops / 1e9:.0f} GFLOP, {rate:.0f} GFLOP/s over the "
@@ -121,22 +132,58 @@ def torch_optimizer(name: str) -> Callable[[], None]:
     return step
 
 
+def seconds_by_shape(name: str) -> float:
+    """A step of torch.optim.Muon, which goes matrix by matrix, from one matrix of each shape."""
+    matrices = separate_matrices(make_parameters(SETS[name][0]))
+    total = 0.0
+    for shape, count in Counter(tuple(matrix.shape) for matrix in matrices).items():
+        step = torch.optim.Muon(make_parameters([shape]), lr=1e-3).step
+        start = time.perf_counter()
+        step()
+        total += count * (time.perf_counter() - start)
+    return total
+
+
 def bench_optimizer(
     name: str,
     *,
     rounds: int = 5,
     peers: dict[str, Callable[[], object]] | None = None,
+    slow_after: float = 20.0,
+    report: Callable[[str], None] = lambda line: None,
 ) -> OptimizerReport:
-    """Time our step, torch's and ``peers``' (each a call that makes one step) in turns."""
+    """Time our step, torch's and ``peers``' (each a call that makes one step) in turns.
+
+    Each makes one step first; one that takes more than ``slow_after`` seconds takes no part in the
+    rounds. On a processor without bf16, torch.optim.Muon is never run whole: it takes minutes a
+    step there. ``report`` gets lines of progress.
+    """
     if name not in SETS:
         raise UserError(f"parameter set {name!r} is unknown: legal are {', '.join(SETS)}")
     muon = our_optimizer(name)
-    candidates = {"muonlab": muon.step, "torch.optim.Muon": torch_optimizer(name), **(peers or {})}
-    timings = interleave(candidates, rounds=rounds)
+    candidates: dict[str, Callable[[], object]] = {"muonlab": muon.step}
+    slow_seconds = {}
+    if bf16_is_native(torch.device("cpu")):
+        candidates["torch.optim.Muon"] = torch_optimizer(name)
+    else:
+        slow_seconds["torch.optim.Muon"] = seconds_by_shape(name)
+        report(f"{name}: no bf16 in this processor: torch.optim.Muon measured shape by shape")
+    candidates |= peers or {}
+    for candidate, call in list(candidates.items()):
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        report(f"{name}: first step of {candidate} took {seconds:.2f} s")
+        if seconds > slow_after and candidate != "muonlab":
+            slow_seconds[candidate] = seconds
+            del candidates[candidate]
+    report(f"{name}: {rounds} rounds of {', '.join(candidates)}")
+    timings = interleave(candidates, rounds=rounds, warmup=1)
     workspace_bytes = muon.workspace_bytes()  # of as many threads as were timed
     return OptimizerReport(
         parameter_set=name,
         timings=timings,
+        slow_seconds=slow_seconds,
         shares=step_shares(muon),
         step_flops=muon.step_flops(),
         gemm_flops_per_second=max(
