@@ -11,6 +11,7 @@ shape (batch, m, n), each of which holds ``batch`` matrices that Muon orthogonal
     input first       [in, out]          one block   (1, out, in), by ``transpose``
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class MatrixSpec:
     @classmethod
     def from_layout(cls, shape: Sequence[int], layout: dict[str, Any] | None) -> "MatrixSpec":
         """From the plain data a group carries, a dict with some of `LAYOUT_KEYS`, or None."""
-        layout = layout or {}
+        if layout is None:
+            return _whole(cls, tuple(shape))
         unknown = set(layout) - set(LAYOUT_KEYS)
         if unknown:
             raise ValueError(
@@ -111,3 +113,9 @@ class MatrixSpec:
         if self.heads == 1:
             return list(parts)
         return [part.unflatten(1, (self.heads, -1)).flatten(0, 1) for part in parts]
+
+
+@functools.cache
+def _whole(cls: type[MatrixSpec], shape: tuple[int, ...]) -> MatrixSpec:
+    """A parameter that splits only where it is a stack; asked for twice a parameter and step."""
+    return cls(shape=shape)

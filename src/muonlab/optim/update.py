@@ -262,8 +262,10 @@ def _master(batch: Batch) -> Tensor:
 
 def _rows(piece: Piece, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Equal parts of (B, m, n) tensors along m that stay in cache together."""
-    size, _, n = piece.parameter.shape
+    size, m, n = piece.parameter.shape
     rows = max(1, sizes_for(piece.parameter.device).per_pass // (size * n))
+    if rows >= m:
+        return iter([tensors])
     return zip(*(tensor.split(rows, dim=1) for tensor in tensors), strict=True)
 
 
