@@ -31,7 +31,6 @@ from muonlab.model.accounting import account
 from muonlab.model.attention import MHSAConfig
 from muonlab.model.moe import MoEConfig
 from muonlab.optim.config import AdamWConfig
-from muonlab.train import clip_gradients
 
 LEARNING_RATE = 1e-3
 WARMUP = 6  # rounds until expert loads, and so the kernels built for their shapes, settle
@@ -197,7 +196,7 @@ def our_step(shape: Shape, gated: bool) -> Callable[[], None]:
 
     def step() -> None:
         model(tokens, targets).loss.backward()
-        clip_gradients(optimizer, 1.0)
+        optimizer.clip_(1.0)
         optimizer.step()
         model.update_balance()
         optimizer.zero_grad()

@@ -17,7 +17,6 @@ from tiny_runs import (
     before_step,
     train_in,
 )
-from torch import nn
 
 import muonlab.train
 from muonlab import machine
@@ -29,9 +28,9 @@ from muonlab.optim import Muon
 from muonlab.runs import Checkpoint, RunDirectory
 from muonlab.signals import stop_signals
 from muonlab.train import (
+    Batches,
     NonfiniteLossError,
     accumulate_gradients,
-    clip_gradients,
     train,
 )
 
@@ -41,7 +40,8 @@ CPU = torch.device("cpu")
 
 def gradients(config: RunConfig, data: TokenData) -> tuple[float, dict[str, torch.Tensor]]:
     model = config.model.build(stream_seed(config.seed, "init"), CPU).train()
-    loss = accumulate_gradients(config, model, data, 3, CPU)
+    batch = Batches(config, data, CPU).take(3)
+    loss = accumulate_gradients(config, model, batch, 3).item()
     return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -80,7 +80,7 @@ class Draws:
 
         patch.setattr(model, "forward", spy)
         for step in range(2):
-            accumulate_gradients(config, model, data, step, CPU)
+            accumulate_gradients(config, model, Batches(config, data, CPU).take(step), step)
 
 
 def test_streams_are_separate(
@@ -213,30 +213,6 @@ def test_weights_that_are_not_finite_are_not_kept(
 
 
 # -- clipping, schedule, rows ---------------------------------------------------------------------
-
-
-def clipped(max_norm: float | None) -> tuple[dict[str, float], list[torch.Tensor]]:
-    matrix, vector, idle = (nn.Parameter(torch.zeros(2, n)) for n in (2, 3, 4))
-    matrix.grad, vector.grad = torch.full((2, 2), 1.5), torch.full((2, 3), -2.0)
-    groups = [
-        {"params": [matrix], "algorithm": "muon"},
-        {"params": [vector, idle], "algorithm": "adamw"},
-    ]
-    return clip_gradients(Muon(groups), max_norm), [matrix.grad, vector.grad]
-
-
-@pytest.mark.parametrize("max_norm", [None, 100.0, 2.0])
-def test_clipping(max_norm: float | None) -> None:
-    norms, found = clipped(max_norm)
-    muon, adamw = 3.0, math.sqrt(24.0)
-    total = math.sqrt(33.0)
-    scale = 1.0 if max_norm is None or max_norm > total else max_norm / total
-    expected = {"grad_norm": total, "grad_norm_muon": muon, "grad_norm_adamw": adamw}
-    for name, value in expected.items():
-        assert norms[f"train/{name}"] == pytest.approx(value, rel=1e-6)
-    assert norms["train/clip_scale"] == pytest.approx(scale, rel=1e-5)
-    torch.testing.assert_close(found[0], torch.full((2, 2), 1.5 * scale))
-    torch.testing.assert_close(found[1], torch.full((2, 3), -2.0 * scale))
 
 
 def test_clipping_is_logged(make_config: MakeConfig, tiny_data: TokenData, tmp_path: Path) -> None:

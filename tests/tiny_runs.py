@@ -107,11 +107,11 @@ def before_step(
     """Call ``act(step, model)`` before a step's gradients are computed, or after."""
 
     def wrapped(
-        config: RunConfig, model: LanguageModel, data: TokenData, step: int, device: torch.device
-    ) -> float:
+        config: RunConfig, model: LanguageModel, batch: torch.Tensor, step: int
+    ) -> torch.Tensor:
         if not after:
             act(step, model)
-        loss = accumulate_gradients(config, model, data, step, device)
+        loss = accumulate_gradients(config, model, batch, step)
         if after:
             act(step, model)
         return loss
@@ -151,10 +151,10 @@ def complaint(capsys: Capture) -> str:
 
 def interrupt_at(patch: pytest.MonkeyPatch, fatal: int) -> None:
     def wrapped(
-        config: RunConfig, model: LanguageModel, data: TokenData, step: int, device: torch.device
-    ) -> float:
+        config: RunConfig, model: LanguageModel, batch: torch.Tensor, step: int
+    ) -> torch.Tensor:
         if step == fatal:
             os.kill(os.getpid(), signal.SIGINT)
-        return accumulate_gradients(config, model, data, step, device)
+        return accumulate_gradients(config, model, batch, step)
 
     patch.setattr(muonlab.train, "accumulate_gradients", wrapped)

@@ -53,6 +53,7 @@ def train(
     optimizer = config.optimizer.build(model)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     qk_clip = QKClip(model, config.optimizer.qk_clip)
+    batches = Batches(config, data, device)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.lock())
@@ -109,42 +110,22 @@ def train(
             for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base_rate * multiplier
 
-            wants_diagnostics = (
-                settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
-            )
-            qk_clip.begin_step(watch=wants_diagnostics)
-            loss = accumulate_gradients(config, model, data, step, device)
-            norms = clip_gradients(optimizer, settings.clip_norm)
-
-            optimizer_started = time.perf_counter()
-            measured: dict[str, float] = {}
-            healthy = math.isfinite(loss) and math.isfinite(norms["train/grad_norm"])
-            if healthy:
-                optimizer.step(diagnostics=wants_diagnostics)
-                measured = qk_clip.end_step()
-                if wants_diagnostics:
-                    measured |= optimizer.diagnostics
-            elif settings.nonfinite == "stop":
-                problem = f"loss {loss}, gradient norm {norms['train/grad_norm']}"
-                raise NonfiniteLossError(stop_message(run, step + 1, problem))
-            else:
+            row = training_step(config, model, optimizer, qk_clip, batches, step)
+            if not (math.isfinite(row["train/loss"]) and math.isfinite(row["train/grad_norm"])):
+                if settings.nonfinite == "stop":
+                    problem = f"loss {row['train/loss']}, gradient norm {row['train/grad_norm']}"
+                    raise NonfiniteLossError(stop_message(run, step + 1, problem))
                 state.skipped_steps += 1
-            model.update_balance(skipped=not healthy)
-            optimizer.zero_grad()
-            finished = time.perf_counter()
 
             step += 1
-            state.seconds += finished - started
-            state.optimizer_seconds += finished - optimizer_started
-            row = {
-                "train/loss": loss,
-                **norms,
+            seconds = time.perf_counter() - started
+            state.seconds += seconds
+            state.optimizer_seconds += row["train/optimizer_seconds"]
+            row |= {
                 "train/learning_rate": config.optimizer.lr * multiplier,
-                "train/step_seconds": finished - started,
-                "train/optimizer_seconds": finished - optimizer_started,
-                "train/tokens_per_second": tokens_per_step / (finished - started),
+                "train/step_seconds": seconds,
+                "train/tokens_per_second": tokens_per_step / seconds,
                 "train/skipped_steps": state.skipped_steps,
-                **measured,
             }
             log(row)
 
@@ -180,52 +161,101 @@ def train(
     return summary
 
 
-def accumulate_gradients(
-    config: RunConfig, model: LanguageModel, data: TokenData, step: int, device: torch.device
-) -> float:
-    """Forward and backward over the micro-batches of one step; returns their mean cross-entropy."""
+class Batches:
+    """A run's training batches, on its device.
+
+    A GPU does not wait for them: the next one is copied while it computes.
+    """
+
+    def __init__(self, config: RunConfig, data: TokenData, device: torch.device) -> None:
+        self.config = config
+        self.data = data
+        self.device = device
+        self._prepared: tuple[int, torch.Tensor] | None = None
+
+    def take(self, step: int) -> torch.Tensor:
+        """The batch of the update after ``step`` of them, (B, T + 1) int64."""
+        if self._prepared is None or self._prepared[0] != step:
+            return self._load(step)
+        return self._prepared[1]
+
+    def prepare(self, step: int) -> None:
+        """Begin to bring that batch to a GPU, without waiting for it; on a CPU, nothing."""
+        if self.device.type == "cuda":
+            self._prepared = (step, self._load(step))
+
+    def _load(self, step: int) -> torch.Tensor:
+        settings = self.config.train
+        seed = stream_seed(self.config.seed, "data")
+        batch = self.data.batch(seed, step, settings.batch_size, settings.sequence_length)
+        if self.device.type == "cuda":
+            return batch.pin_memory().to(self.device, non_blocking=True)
+        return batch.to(self.device)
+
+
+def training_step(
+    config: RunConfig,
+    model: LanguageModel,
+    optimizer: Muon,
+    qk_clip: QKClip,
+    batches: Batches,
+    step: int,
+) -> dict[str, float]:
+    """One update, after ``step`` of them; returns its metrics.
+
+    Where loss or gradient is not finite, nothing is updated. The host waits for a GPU twice: to
+    read loss and norms together, and at the end, so that the optimizer's time is its own.
+    """
     settings = config.train
-    batch = data.batch(
-        stream_seed(config.seed, "data"), step, settings.batch_size, settings.sequence_length
-    ).to(device)
-    micro_batches = batch.split(settings.micro_batch_size or settings.batch_size)
-    noise = torch.Generator(device)
-    total = torch.zeros((), device=device)
+    watch = settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
+    qk_clip.begin_step(watch=watch)
+    loss = accumulate_gradients(config, model, batches.take(step), step)
+    clipped = optimizer.clip_(settings.clip_norm)
+    batches.prepare(step + 1)
+    loss, norm, norm_muon, norm_adamw, scale = torch.stack(
+        [loss, *(clipped[name] for name in ("norm", "norm_muon", "norm_adamw", "scale"))]
+    ).tolist()
+
+    started = time.perf_counter()
+    measured: dict[str, float] = {}
+    healthy = math.isfinite(loss) and math.isfinite(norm)
+    if healthy:
+        optimizer.step(diagnostics=watch, check_finite=False)
+        measured = qk_clip.end_step()
+        if watch:
+            measured |= optimizer.diagnostics
+    model.update_balance(skipped=not healthy)
+    optimizer.zero_grad()
+    machine.synchronize(batches.device)
+    return {
+        "train/loss": loss,
+        "train/grad_norm": norm,
+        "train/grad_norm_muon": norm_muon,
+        "train/grad_norm_adamw": norm_adamw,
+        "train/clip_scale": scale,
+        "train/optimizer_seconds": time.perf_counter() - started,
+        **measured,
+    }
+
+
+def accumulate_gradients(
+    config: RunConfig, model: LanguageModel, batch: torch.Tensor, step: int
+) -> torch.Tensor:
+    """Forward and backward over the micro-batches of ``batch``, (B, T + 1).
+
+    Returns their mean cross-entropy, 0-d and on the device. Dropout and the router's noise are
+    functions of seed and ``step``.
+    """
+    micro_batches = batch.split(config.train.micro_batch_size or config.train.batch_size)
+    noise = torch.Generator(batch.device)
+    total = torch.zeros((), device=batch.device)
     for index, micro_batch in enumerate(micro_batches):
         torch.manual_seed(stream_seed(config.seed, "dropout", step, index))
         noise.manual_seed(stream_seed(config.seed, "router", step, index))
         output = model(micro_batch[:, :-1], micro_batch[:, 1:], noise)
         (output.loss / len(micro_batches)).backward()
         total += output.cross_entropy.detach() / len(micro_batches)
-    return total.item()
-
-
-@torch.no_grad()
-def clip_gradients(optimizer: Muon, max_norm: float | None) -> dict[str, float]:
-    """Scale all gradients to a global norm of at most ``max_norm``; norms before clipping.
-
-    By algorithm, because clipping acts on AdamW's step only: Muon's does not see the scale.
-    """
-    squares = {"muon": 0.0, "adamw": 0.0}
-    gradients = []
-    for group in optimizer.param_groups:
-        found = [p.grad for p in group["params"] if p.grad is not None]
-        gradients += found
-        if found:
-            flat = [gradient.flatten() for gradient in found]
-            # dot reads at memory bandwidth, three times as fast as norm on a CPU
-            squares[group["algorithm"]] += torch.stack([torch.dot(g, g) for g in flat]).sum().item()
-    norm = math.sqrt(sum(squares.values()))
-    scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / (norm + 1e-6)
-    if scale < 1:
-        for gradient in gradients:
-            gradient.mul_(scale)
-    return {
-        "train/grad_norm": norm,
-        "train/grad_norm_muon": math.sqrt(squares["muon"]),
-        "train/grad_norm_adamw": math.sqrt(squares["adamw"]),
-        "train/clip_scale": scale,
-    }
+    return total
 
 
 def check_fits(config: RunConfig, data: TokenData) -> None:

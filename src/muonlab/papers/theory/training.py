@@ -12,7 +12,7 @@ from muonlab.model import LanguageModel
 from muonlab.optim import Muon
 from muonlab.optim.groups import place_parameters
 from muonlab.optim.layout import MatrixSpec
-from muonlab.train import accumulate_gradients
+from muonlab.train import Batches, accumulate_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +33,13 @@ def moments(config: RunConfig, data: TokenData) -> Iterator[Moment]:
     model = config.model.build(stream_seed(config.seed, "init"))
     optimizer = config.optimizer.build(model)
     base_rates = [group["lr"] for group in optimizer.param_groups]
+    batches = Batches(config, data, torch.device("cpu"))
     model.train()
     for step in range(config.train.steps + 1):
         multiplier = config.learning_rate.multiplier(step, config.train.steps)
         for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
             group["lr"] = base_rate * multiplier
-        loss = accumulate_gradients(config, model, data, step, torch.device("cpu"))
+        loss = accumulate_gradients(config, model, batches.take(step), step).item()
         yield Moment(step, loss, model, optimizer)
         if step < config.train.steps:
             optimizer.step()
