@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test check matrix bench docs
+.PHONY: setup demo test check matrix bench gpu docs
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ matrix: setup # an hour: the suite and a short demo as on other machines
 bench: setup
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'pytorch-optimizer>=4.0' 'heavyball>=3.0'
 	$(BIN)/python -m benchmarks.run
+
+# About 20 minutes on one CUDA GPU; the peer is left out where it does not install.
+gpu: setup
+	-$(BIN)/python -m pip install --quiet --constraint requirements.lock 'pytorch-optimizer>=4.0'
+	$(BIN)/python -m benchmarks.gpu
 
 docs: setup
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[docs]'

@@ -12,7 +12,6 @@ and part of what is compared.
 
 import dataclasses
 import multiprocessing
-import resource
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Annotated, Literal
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from muonlab import allocator, machine
 from muonlab.bench.interleave import interleave, paired_ratio
+from muonlab.manifest import peak_memory_bytes
 from muonlab.model import ModelConfig
 from muonlab.model.accounting import account
 from muonlab.model.attention import MHSAConfig
@@ -190,8 +190,8 @@ def batch_of(shape: Shape) -> tuple[Tensor, Tensor]:
 def our_step(shape: Shape, gated: bool) -> Callable[[], None]:
     allocator.keep_freed_memory()
     tokens, targets = batch_of(shape)
-    model = shape.config(gated).build(seed=0)
-    model.compute_dtype = machine.resolve_dtype("auto", torch.device("cpu"))
+    model = shape.config(gated).build(seed=0, device=tokens.device)
+    model.compute_dtype = machine.resolve_dtype("auto", tokens.device)
     optimizer = AdamWConfig(lr=LEARNING_RATE).build(model)
 
     def step() -> None:
@@ -208,7 +208,7 @@ def peer_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], N
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             loss = loss_of()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -218,9 +218,11 @@ def peer_step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], N
     return step
 
 
-def plain_step(shape: Shape) -> Callable[[], None]:
+def plain_step(shape: Shape, *, compiled: bool = False) -> Callable[[], None]:
     tokens, targets = batch_of(shape)
     model = PlainModel(shape, gated=False)
+    if compiled:
+        model.compile()
     return peer_step(model, lambda: model(tokens, targets))
 
 
@@ -265,7 +267,7 @@ def _serve(size: str, name: str, pipe: Connection) -> None:
     while True:
         pipe.recv()
         step()
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        pipe.send(peak_memory_bytes(torch.device("cpu")))
 
 
 def report(size: str, shape: Shape, rounds: int) -> None:

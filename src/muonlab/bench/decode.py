@@ -11,7 +11,7 @@ import torch
 
 from muonlab.bench.interleave import Timing, interleave, paired_ratio
 from muonlab.errors import UserError
-from muonlab.machine import default_device, measure_rates
+from muonlab.machine import memory_bandwidth
 from muonlab.model import LanguageModel, ModelConfig, native
 from muonlab.model.accounting import account
 from muonlab.model.attention import MHSAConfig, MLAConfig
@@ -138,14 +138,19 @@ def bench_decode(
     tokens: int = 4,
     rounds: int = 20,
     peers: Mapping[str, PeerFactory] | None = None,
+    device: torch.device | None = None,
 ) -> DecodeReport:
     """Time both models; a peer of (model, batch, context, tokens) is a call that makes as many.
 
     Both use the native kernels if those are enabled; ours is then timed without them, too.
     """
+    device = device or torch.device("cpu")
     latent = latent_config(size, context + tokens)
     configs = {LATENT: latent, DENSE: dense_twin(latent)}
-    models = {name: config.build(seed=0).for_inference(dtype) for name, config in configs.items()}
+    models = {
+        name: config.build(seed=0, device=device).for_inference(dtype)
+        for name, config in configs.items()
+    }
     states = {name: filled_state(model, batch, context, tokens) for name, model in models.items()}
     calls: dict[str, Callable[[], object]] = {
         name: _continue(models[name], states[name], context, tokens) for name in models
@@ -153,7 +158,7 @@ def bench_decode(
     if native.enabled():
         calls[LATENT_TORCH] = _without_native(calls[LATENT])
     for name, peer in (peers or {}).items():
-        calls[name] = peer(latent.build(seed=0).to(dtype), batch, context, tokens)
+        calls[name] = peer(latent.build(seed=0, device=device).to(dtype), batch, context, tokens)
     state_bytes = {name: state.num_bytes() for name, state in states.items()}
     return DecodeReport(
         size=size,
@@ -163,12 +168,12 @@ def bench_decode(
         parameters={name: account(config).parameters for name, config in configs.items()},
         state_bytes=state_bytes,
         tokens=tokens,
-        timings=interleave(calls, rounds=rounds, warmup=3),
+        timings=interleave(calls, rounds=rounds, warmup=3, device=device),
         bytes_read={
             name: weight_bytes_read(model, batch) + state_bytes[name]
             for name, model in models.items()
         },
-        bandwidth=measure_rates(default_device()).memory_bytes_per_second,
+        bandwidth=memory_bandwidth(device),
     )
 
 
@@ -197,7 +202,9 @@ def weight_bytes_read(model: LanguageModel, batch: int) -> int:
 def _continue(
     model: LanguageModel, state: DecodingState, context: int, num_tokens: int
 ) -> Callable[[], object]:
-    first = torch.randint(model.config.vocab_size, (len(state.lengths), 1))
+    first = torch.randint(
+        model.config.vocab_size, (len(state.lengths), 1), device=model.norm.weight.device
+    )
 
     def call() -> None:
         tokens = first

@@ -5,6 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
+from muonlab.machine import synchronize
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timing:
@@ -24,9 +28,15 @@ class Timing:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    device: torch.device | None = None,
 ) -> dict[str, Timing]:
     """Time every candidate once per round, in turn, after ``warmup`` untimed rounds.
+
+    A call has ended when ``device`` (default: the CPU) has done its work.
 
     Compare the medians or, better, `paired_ratio`: each round sees the same machine.
     """
@@ -35,6 +45,8 @@ def interleave(
         for name, call in candidates.items():
             start = time.perf_counter()
             call()
+            if device is not None:
+                synchronize(device)
             elapsed = time.perf_counter() - start
             if turn >= warmup:
                 seconds[name].append(elapsed)

@@ -88,12 +88,14 @@ class OptimizerReport:
 
 
 def make_parameters(shapes: list[tuple[int, ...]], seed: int = 0) -> list[nn.Parameter]:
-    """Random parameters with random gradients."""
+    """Random parameters with random gradients, on the default device."""
+    device = torch.get_default_device()
     generator = torch.Generator().manual_seed(seed)
     parameters = []
     for shape in shapes:
-        parameter = nn.Parameter(torch.randn(shape, generator=generator))
-        parameter.grad = torch.randn(shape, generator=generator)
+        values, gradient = torch.randn(2, *shape, generator=generator, device="cpu").to(device)
+        parameter = nn.Parameter(values)
+        parameter.grad = gradient
         parameters.append(parameter)
     return parameters
 
