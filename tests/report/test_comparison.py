@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -79,9 +80,9 @@ def test_seeds_become_intervals_and_one_seed_has_none(write_run: WriteRun) -> No
     assert losses["muon"].best
     figure = next(item for item in report.figures if isinstance(item, IntervalFigure))
     assert [len(values) for values in figure.values.values()] == [3, 1]
-    assert "seeds 0, 1, 2" in figure.caption
-    assert "n = 4 runs" in figure.caption
-    assert "Imaginary CPU" in figure.caption
+    for fact in ("seeds 0, 1, 2", "n = 4 runs", "Imaginary CPU, 2 threads"):
+        assert fact in report.circumstances
+        assert fact not in figure.caption
 
 
 def test_one_seed_each_shows_runs_only(write_run: WriteRun) -> None:
@@ -177,3 +178,45 @@ def test_markdown_quotes_text_that_looks_like_markup(write_run: WriteRun, tmp_pa
     assert text.startswith("# \\*T\\*\n\n\\#I\n")
     assert "`````text\np" + fenced + "\n`````" in text
     assert "### a\\|b" in text
+
+
+def test_the_headline_says_who_is_lower_by_how_much_and_when(write_run: WriteRun) -> None:
+    report = report_of([write_run("adamw", floor=4.05), write_run("muon", floor=3.9)])
+    assert report.headline is not None
+    frame = tables(report)["runs"].frame
+    losses = dict(zip(frame["arm"], frame["val/loss"], strict=True))
+    lower = losses["adamw"] - losses["muon"]
+    assert report.headline.sentence == (
+        f"muon ends {lower:.3f} nats/token below adamw (one run each, so there is no interval)."
+    )
+    assert [number for number, _ in report.headline.numbers[:2]] == [
+        f"{losses['muon']:.3f}",
+        f"{losses['adamw']:.3f}",
+    ]
+    figure = next(f for f in report.figures if f.name == "validation-loss-tokens")
+    assert isinstance(figure, CurveFigure)
+    assert figure.mark is not None
+    muon = next(curve for curve in figure.curves if curve.arm == "muon")
+    assert np.interp(figure.mark.x, muon.x, muon.y) == pytest.approx(losses["adamw"], abs=1e-4)
+    assert report.headline.numbers[2][0] == f"{figure.mark.x / muon.x[-1]:.0%}".replace("%", " %")
+
+
+def test_the_headline_compares_nothing_that_does_not_compare(write_run: WriteRun) -> None:
+    elsewhere = {"data_hash": "other"}
+    report = report_of([write_run("adamw"), write_run("muon", manifest=elsewhere)])
+    assert report.headline is not None
+    assert "do not compare" in report.headline.sentence
+    assert not report.headline.numbers
+    alone = report_of([write_run("third", finished=False, steps=30)])
+    assert alone.headline is not None
+    assert alone.headline.sentence.startswith("third (unfinished) ends at a validation loss of")
+
+
+def test_validation_curves_begin_after_training_has(write_run: WriteRun) -> None:
+    figures = {f.name: f for f in report_of([write_run("muon")]).figures}
+    validation, idle = figures["validation-loss-tokens"], figures["dead-experts-tokens"]
+    assert isinstance(validation, CurveFigure)
+    assert isinstance(idle, CurveFigure)
+    assert validation.curves[0].x[0] > 0
+    assert idle.from_zero
+    assert idle.curves[0].x[0] == 0

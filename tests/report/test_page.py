@@ -55,7 +55,9 @@ def test_the_page_in_a_browser(page: Page) -> None:
     assert HOSTILE in page.run("document.querySelector('.notices').innerText")
 
     # every figure is drawn: adamw has its seeds, a band and a mean, the other arms one curve
-    page.run("plots.forEach(draw)")  # those below the screen wait to be scrolled to
+    assert page.run("plots.every(plot => plot.querySelector('svg'))")
+    assert not page.run("window.Plotly"), "the script waits for a reader who wants it"
+    page.run("Promise.all(plots.map(draw))")
     count = "document.getElementById('figure-validation-loss-tokens').data.length"
     assert page.run(count) == 1 + 2 + 1 + 1 + 1
     assert page.run("plots.every(plot => plot.querySelector('.main-svg'))")
@@ -73,6 +75,7 @@ def test_the_page_in_a_browser(page: Page) -> None:
     # light and dark, figures with them
     before = page.run("[document.documentElement.dataset.theme, plots[0].layout.font.color]")
     page.run("document.getElementById('theme').click()")
+    page.run("Promise.all(plots.map(draw))")
     after = page.run("[document.documentElement.dataset.theme, plots[0].layout.font.color]")
     assert {before[0], after[0]} == {"light", "dark"}
     assert before[1] != after[1]

@@ -1,8 +1,10 @@
 """The report that sets runs side by side: which arm, how good, how fast, how large."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pandas as pd
 from muonlab.report.content import (
     WARNING_MARK,
     Column,
+    CurveFigure,
     Figure,
     IntervalFigure,
     Report,
@@ -29,6 +32,7 @@ from muonlab.report.curves import (
 )
 from muonlab.report.files import write_report
 from muonlab.report.frames import Run, hardware, read_runs
+from muonlab.report.headline import headline, mark
 from muonlab.run_names import arm_names
 
 MEASURES = (
@@ -52,6 +56,7 @@ MEASURES = (
 ARM = Column(key="arm", heading="Arm")
 SEED = Column(key="seed", heading="Seed")
 SEEDS = Column(key="seeds", heading="Seeds")
+OVER_TOKENS = "validation-loss-tokens"  # the figure that the headline reads
 STATUS = Column(key="status", heading="Status")
 
 
@@ -107,6 +112,7 @@ def compare(
     samples: dict[str, list[tuple[str, str]]],
 ) -> Report:
     """The comparison as content, from runs and the lines about those that could not be read."""
+    curves = _curves(runs, CURVES, with_seconds=True)
     results: list[Table | Figure] = [_table_of_runs(runs)]
     if _has_seeds(runs):
         results = [_table_of_arms(runs), *_loss_intervals(runs), *results]
@@ -116,7 +122,7 @@ def compare(
             text=[] if runs else ["No run has been read, so there is nothing to compare."],
             items=results if runs else (),
         ),
-        Section(title="Curves", items=_curves(runs, CURVES, with_seconds=True)),
+        Section(title="Curves", items=curves),
         Section(title="Experts", items=_curves(runs, EXPERT_CURVES, with_seconds=False)),
         Section(
             title="Samples",
@@ -127,6 +133,12 @@ def compare(
     return Report(
         title=title,
         introduction=introduction,
+        headline=headline(
+            _ranking(runs),
+            [c for figure in curves if figure.name == OVER_TOKENS for c in figure.curves],
+            min(Counter(arm_labels(runs)).values(), default=0),
+        ),
+        circumstances=_circumstances(runs),
         notices=_notices(runs, problems),
         sections=[section for section in sections if section.items or section.title == "Results"],
     )
@@ -185,7 +197,7 @@ def _is_sound(run: Run) -> bool:
 def _table_of_runs(runs: Sequence[Run]) -> Table:
     return Table(
         name="runs",
-        caption=f"Every run at its last evaluation. {_circumstances(runs)}",
+        caption="Every run at its last evaluation.",
         frame=_frame(runs),
         columns=(ARM, SEED, *MEASURES, STATUS),
         contenders=[_is_sound(run) for run in runs],
@@ -205,8 +217,7 @@ def _table_of_arms(runs: Sequence[Run]) -> Table:
         contenders.append(all(_is_sound(runs[index]) for index in group.index))
     return Table(
         name="arms",
-        caption="Mean over seeds ± half of its 95 % t interval; an arm with one seed has none. "
-        + _circumstances(runs),
+        caption="Mean over seeds ± half of its 95 % t interval; an arm with one seed has none.",
         frame=pd.DataFrame(means),
         columns=(ARM, SEEDS, *MEASURES),
         half_widths=pd.DataFrame(halves),
@@ -223,7 +234,7 @@ def _loss_intervals(runs: Sequence[Run]) -> list[Figure]:
             name="final-loss",
             title="Validation loss at the end",
             value_label="validation loss (nats/token)",
-            caption=f"Points: seeds. Marks: mean and its 95 % t interval. {_circumstances(runs)}",
+            caption="Points: seeds. Marks: mean and its 95 % t interval.",
             values={
                 str(arm): list(group["val/loss"]) for arm, group in frame.groupby("arm", sort=False)
             },
@@ -231,12 +242,36 @@ def _loss_intervals(runs: Sequence[Run]) -> list[Figure]:
     ]
 
 
-def _curves(runs: Sequence[Run], wanted: Sequence[Wanted], *, with_seconds: bool) -> list[Figure]:
+def _curves(
+    runs: Sequence[Run], wanted: Sequence[Wanted], *, with_seconds: bool
+) -> list[CurveFigure]:
     series = [
         Series(arm=label, seed=run.config.seed, metrics=run.metrics)
         for label, run in zip(arm_labels(runs), runs, strict=True)
     ]
-    return curve_figures(series, wanted, _circumstances(runs), with_seconds=with_seconds)
+    figures = curve_figures(series, wanted, with_seconds=with_seconds)
+    return [
+        replace(figure, mark=mark(figure.curves, _ranking(runs)))
+        if figure.name.startswith("validation-loss")
+        else figure
+        for figure in figures
+    ]
+
+
+def _ranking(runs: Sequence[Run]) -> dict[str, float]:
+    """Arms of finished runs without warnings → mean final loss, lowest first.
+
+    Empty where the runs did not see the same data: then their losses do not compare.
+    """
+    if len({run.manifest.get("data_hash") for run in runs}) > 1:
+        return {}
+    losses: dict[str, list[float]] = {}
+    for label, run in zip(arm_labels(runs), runs, strict=True):
+        if _is_sound(run) or len(runs) == 1:
+            losses.setdefault(label, []).append(run.final.get("val/loss", math.nan))
+    means = {label: sum(values) / len(values) for label, values in losses.items()}
+    finite = {label: mean for label, mean in means.items() if math.isfinite(mean)}
+    return dict(sorted(finite.items(), key=lambda item: item[1]))
 
 
 def _notices(runs: Sequence[Run], problems: Sequence[str]) -> list[str]:

@@ -138,32 +138,50 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """A point on a figure with a level line through it, and what it means."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CurveFigure:
     """Curves over a common axis; an arm's mean and 95 % band where its seeds share that axis.
 
     ``limits`` are drawn as upright dotted lines. Points that are ``joined`` make a line.
+    ``from_zero``: the values cannot be negative, and the axis begins at 0. ``label_ends``: each
+    arm's last value stands at the right edge.
     """
 
     name: str
     title: str
     x_label: str
     y_label: str
-    caption: str
     curves: Sequence[Curve]
+    caption: str = ""
     log_x: bool = False
     limits: Sequence[float] = ()
     joined: bool = True
+    from_zero: bool = False
+    label_ends: bool = False
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntervalFigure:
-    """One number per run: every seed as a point, every arm's mean with its 95 % interval."""
+    """One number per run: every seed as a point, every arm's mean with its 95 % interval.
+
+    ``zero_line``: the values are differences, and 0 means that there is none.
+    """
 
     name: str
     title: str
     value_label: str
-    caption: str
     values: Mapping[str, Sequence[float]]  # by arm
+    caption: str = ""
+    zero_line: bool = False
 
 
 Figure = CurveFigure | IntervalFigure
@@ -177,12 +195,38 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Banner:
+    """A verdict that a reader cannot overlook; ``meaning`` is the rule behind its word."""
+
+    claim: str
+    text: str  # what the paper says
+    verdict: str
+    sign: str
+    meaning: str
+    sentence: str
+    paper: str
+    ours: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline:
+    """The result in one sentence, and up to three numbers, each with what it is and its unit."""
+
+    sentence: str
+    numbers: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
     """A heading, plain-text paragraphs, and what is shown under them in order."""
 
     title: str
     text: Sequence[str] = ()
-    items: Sequence["Table | Figure | Drawing | Samples"] = ()
+    items: Sequence["Table | Figure | Drawing | Samples | Banner"] = ()
+
+    @property
+    def figures(self) -> list[Figure]:
+        return [item for item in self.items if isinstance(item, CurveFigure | IntervalFigure)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,22 +246,32 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """A whole report. ``notices`` are the warnings that a reader must see before any number."""
+    """A whole report. ``notices`` are the warnings that a reader must see before any number.
+
+    ``circumstances``: seeds, n, hardware and data, which hold for every table and figure.
+    """
 
     title: str
     introduction: str
+    headline: Headline | None = None
+    circumstances: str = ""
     notices: Sequence[str] = ()
     sections: Sequence[Section] = field(default_factory=tuple)
 
     @property
     def figures(self) -> list[Figure]:
-        items = [item for section in self.sections for item in section.items]
-        return [item for item in items if isinstance(item, CurveFigure | IntervalFigure)]
+        return [figure for section in self.sections for figure in section.figures]
 
     @property
     def drawings(self) -> list[Drawing]:
         items = [item for section in self.sections for item in section.items]
         return [item for item in items if isinstance(item, Drawing)]
+
+
+def arms_of(figures: Sequence[Figure]) -> list[str]:
+    """The arms of curves in the order in which they first stand: one look for each."""
+    curves = [c for figure in figures if isinstance(figure, CurveFigure) for c in figure.curves]
+    return list(dict.fromkeys(curve.arm for curve in curves))
 
 
 def mean_and_half_width(values: Numbers) -> tuple[Numbers, Numbers]:

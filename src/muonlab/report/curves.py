@@ -1,13 +1,12 @@
 """Curves of runs: from rows of metrics to figures, thin enough for a page of two hundred runs."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from muonlab.report.content import Curve, CurveFigure, Figure, Numbers
+from muonlab.report.content import Curve, CurveFigure, Numbers
 
 MAX_CURVE_POINTS = 100
 Wanted = tuple[str, str, str, str]  # metric, file name, title, axis label
@@ -34,15 +33,16 @@ class Series:
 
 
 def curve_figures(
-    series: Sequence[Series], wanted: Sequence[Wanted], caption: str, *, with_seconds: bool
-) -> list[Figure]:
-    """Each metric over tokens and, if wanted, seconds; what no run has is left out."""
-    if max(Counter(one.arm for one in series).values(), default=0) > 1:
-        caption = f"Several seeds: mean, 95 % t band, thin lines the seeds. {caption}"
+    series: Sequence[Series], wanted: Sequence[Wanted], *, with_seconds: bool
+) -> list[CurveFigure]:
+    """Each metric over tokens and, if wanted, seconds; what no run has is left out.
+
+    The validation loss before training is left out, so that later differences can be seen.
+    """
     axes = [("tokens", "tokens", "training tokens")]
     if with_seconds:
         axes.append(("time", "seconds", "training time (s)"))
-    figures: list[Figure] = []
+    figures: list[CurveFigure] = []
     for metric, name, title, y_label in wanted:
         for key, unit, x_label in axes:
             curves = [
@@ -59,8 +59,9 @@ def curve_figures(
                         title=f"{title} against {x_label.removesuffix(' (s)')}",
                         x_label=x_label,
                         y_label=y_label,
-                        caption=caption,
                         curves=curves,
+                        from_zero=metric.startswith("moe/"),
+                        label_ends=metric.endswith("/loss"),
                     )
                 )
     return figures
@@ -75,6 +76,8 @@ def _points(metrics: pd.DataFrame, x_key: str, metric: str) -> tuple[Numbers, Nu
     """A curve of at most `MAX_CURVE_POINTS` points: longer ones become means of chunks."""
     if x_key not in metrics or metric not in metrics:
         return np.empty(0), np.empty(0)
+    if metric == "val/loss" and metrics.loc[metrics["step"] > 0, metric].count() > 1:
+        metrics = metrics.loc[metrics["step"] > 0]
     points = metrics[[x_key, metric]].to_numpy(dtype=float)
     points = points[np.isfinite(points).all(axis=1)]
     if len(points) > MAX_CURVE_POINTS:

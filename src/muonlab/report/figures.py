@@ -1,105 +1,108 @@
-"""Figures drawn twice from one description: PNGs by matplotlib, interactive ones by plotly."""
+"""Figures drawn by matplotlib from one description: PNGs for Markdown, SVGs for the page."""
 
-import html
-import json
+import io
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import matplotlib
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
-from plotly.io.json import to_json_plotly
 
 from muonlab.report.content import (
     Curve,
     CurveFigure,
     Figure,
     IntervalFigure,
+    Mark,
     Numbers,
+    arms_of,
     mean_and_half_width,
     mean_curve,
 )
 
-# Paul Tol's "bright" scheme: told apart by colour-blind readers, on light and on dark ground.
-COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#999999")
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star")
-MARKERS = ("o", "s", "D", "^", "X", "P", "*")  # the same, in matplotlib's names
+# Told apart by colour-blind readers, and at least 3 : 1 on white; page.css has lighter ones too.
+COLOURS = ("#2f6db3", "#c93a55", "#1f7a34", "#8f7000", "#0b7f9c", "#9a3070", "#5f6873")
+MARKERS = ("o", "s", "D", "^", "X", "P", "*")
 DASHES = ("-", "--", ":", "-.")  # of the first, second … seven arms
-DASH_NAMES = ("solid", "dash", "dot", "dashdot")  # the same, in plotly's names
 MAX_MARKED_POINTS = 40  # denser curves are lines without markers
+MAX_LABELLED_ARMS = 6  # more end labels would lie on each other
+LABEL_GAP = 0.055  # least distance of two end labels, as a share of the axis
 PNG_DPI = 150
+TEXT, SOFT, LINE = "#1b1f24", "#555555", "#dddddd"
+# Colours that stand for the page's own in an SVG: text, soft text, grid, then the arms.
+PLACEHOLDERS = {"#0a0b01": "text", "#0a0b02": "soft", "#0a0b03": "line"} | {
+    f"#0a0c{index:02x}": f"c{index}" for index in range(len(COLOURS))
+}
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Draw ``figure`` with its caption below, on white, 1200 pixels wide."""
-    caption = textwrap.fill(figure.caption, 110)
-    if isinstance(figure, IntervalFigure):
-        lines = 0.25 * len(figure.values)  # inches of its rows
-    else:
-        lines = 0.17 * len(_by_arm(figure.curves))  # of its legend
-    height = max(4.2, 1.6 + lines) + 0.16 * caption.count("\n")
-    canvas = Canvas(figsize=(8, height), dpi=PNG_DPI, layout="constrained")
-    axes = canvas.add_subplot()
-    axes.set_title(figure.title, loc="left", fontweight="bold")
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if isinstance(figure, CurveFigure):
-        _draw_curves(figure, axes)
-    else:
-        _draw_intervals(figure, axes)
-    canvas.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color="#555555")
-    canvas.savefig(path, metadata={"Software": None})  # equal data, equal bytes
+def write_png(figure: Figure, path: Path, circumstances: str) -> None:
+    """Draw ``figure`` on white, 1200 pixels wide, with its caption and circumstances below."""
+    caption = textwrap.fill(f"{figure.caption} {circumstances}".strip(), 110)
+    num_rows = len(figure.values) if isinstance(figure, IntervalFigure) else 0
+    num_lines = len(arms_of([figure]))  # of the legend
+    height = max(4.2, 1.6 + 0.25 * num_rows + 0.17 * num_lines) + 0.16 * caption.count("\n")
+    order = {arm: index for index, arm in enumerate(arms_of([figure]))}
+    with matplotlib.rc_context({"text.parse_math": False}):
+        canvas = Canvas(figsize=(8, height), dpi=PNG_DPI, layout="constrained")
+        axes = canvas.add_subplot()
+        axes.set_title(figure.title, loc="left", fontweight="bold")
+        _draw(figure, axes, _Look(COLOURS, TEXT, SOFT, LINE, 9), order)
+        if num_lines > len(COLOURS):
+            axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        elif num_lines:
+            axes.legend(frameon=False, fontsize=8).set_in_layout(False)
+        canvas.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color=SOFT)
+        canvas.savefig(path, metadata={"Software": None})  # equal data, equal bytes
 
 
-def plotly_json(figure: Figure) -> dict[str, Any]:
-    """``figure`` as plotly's data and layout; its colours of ground and text are the page's."""
-    drawn = go.Figure()
-    if isinstance(figure, CurveFigure):
-        drawn.add_traces(list(_curve_traces(figure)))
-        x_label, y_label = figure.x_label, figure.y_label
-        drawn.update_layout(height=392 + 14 * len(_by_arm(figure.curves)))
-        if is_crowded(figure):
-            drawn.update_layout(legend_font_size=11)
-        if figure.log_x:
-            drawn.update_xaxes(type="log")
-        for limit in figure.limits:
-            drawn.add_vline(limit, line={"color": "#777777", "dash": "dot", "width": 1.5})
-    else:
-        drawn.add_traces(list(_interval_traces(figure)))
-        x_label, y_label = figure.value_label, ""
-        drawn.update_layout(height=160 + 40 * len(figure.values))
-        drawn.update_yaxes(autorange="reversed", type="category", automargin=True)
-    drawn.update_xaxes(title_text=x_label, automargin=True)
-    drawn.update_yaxes(title_text=y_label, automargin=True)
-    drawn.update_layout(
-        template="none",
-        hovermode="closest",
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
-    return json.loads(str(to_json_plotly(drawn)))
+def svg(figure: Figure, order: Mapping[str, int]) -> str:
+    """``figure`` without title and legend, in the page's colours, about 390 pixels wide.
+
+    ``order`` gives each arm its colour, marker and dash; the page shows them once a section.
+    """
+    num_rows = len(figure.values) if isinstance(figure, IntervalFigure) else 0
+    text, soft, line, *colours = PLACEHOLDERS
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": figure.name, "text.parse_math": False}
+    ):
+        height = max(3.3, 1 + 0.26 * num_rows)
+        canvas = Canvas(figsize=(5.2, height), dpi=72, layout="constrained")
+        _draw(figure, canvas.add_subplot(), _Look(tuple(colours), text, soft, line, 9.5), order)
+        drawn = io.StringIO()
+        canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    picture = drawn.getvalue()
+    picture = picture[picture.index("<svg") :]
+    picture = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", picture, flags=re.S)
+    picture = re.sub(r'<g id="[a-z_]+\d*">', "<g>", picture)  # ids are the page's own
+    picture = re.sub(r"\s*\n\s*", "\n", picture)
+    for placeholder, name in PLACEHOLDERS.items():
+        picture = picture.replace(placeholder, f"var(--{name})")
+    return picture.replace("<svg ", '<svg role="img" ', 1)
 
 
-def is_crowded(figure: Figure) -> bool:
-    """Whether there are more arms than colours, so that the legend wants room of its own."""
-    return isinstance(figure, CurveFigure) and len(_by_arm(figure.curves)) > len(COLOURS)
+class _Look:
+    """The colours and the size of text of one drawing."""
+
+    def __init__(
+        self, colours: Sequence[str], text: str, soft: str, line: str, font_size: float
+    ) -> None:
+        self.colours, self.text, self.soft, self.line = colours, text, soft, line
+        self.font_size = font_size
 
 
-def _by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+def by_arm(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     arms: dict[str, list[Curve]] = {}
     for curve in curves:
         arms.setdefault(curve.arm, []).append(curve)
     return arms
 
 
-def _joined(curves: Sequence[Curve]) -> tuple[Numbers, Numbers, NDArray[np.int32]]:
+def joined(curves: Sequence[Curve]) -> tuple[Numbers, Numbers, NDArray[np.int32]]:
     """An arm's curves as one line with gaps, quicker to draw, and each point's seed."""
     x = np.concatenate([np.append(curve.x, np.nan) for curve in curves])[:-1]
     y = np.concatenate([np.append(curve.y, np.nan) for curve in curves])[:-1]
@@ -107,12 +110,41 @@ def _joined(curves: Sequence[Curve]) -> tuple[Numbers, Numbers, NDArray[np.int32
     return x, y, seeds.astype(np.int32)
 
 
-def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
-    for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+def end_labels(figure: CurveFigure) -> list[tuple[str, float]]:
+    """Every arm's last value, the highest first; none where they would not find room."""
+    arms = by_arm(figure.curves)
+    if not figure.label_ends or len(arms) > MAX_LABELLED_ARMS:
+        return []
+    ends: dict[str, float] = {}
+    for arm, curves in arms.items():
+        mean = mean_curve(curves)
+        ends[arm] = float(mean[1][-1] if mean else curves[0].y[-1])
+    return sorted(ends.items(), key=lambda item: -item[1])
+
+
+def _draw(figure: Figure, axes: Axes, look: _Look, order: Mapping[str, int]) -> None:
+    axes.grid(color=look.line, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=look.text, labelsize=look.font_size)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(look.soft)
+    if isinstance(figure, CurveFigure):
+        _draw_curves(figure, axes, look, order)
+    else:
+        _draw_intervals(figure, axes, look)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(look.text)
+        axis.label.set_fontsize(look.font_size)
+
+
+def _draw_curves(figure: CurveFigure, axes: Axes, look: _Look, order: Mapping[str, int]) -> None:
+    for arm, curves in by_arm(figure.curves).items():
+        index = order[arm]
+        colour, marker = look.colours[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         dash = DASHES[index // len(COLOURS) % len(DASHES)]
         mean = mean_curve(curves)
-        x, y, _ = _joined(curves)
+        x, y, _ = joined(curves)
         axes.plot(
             x,
             y,
@@ -136,93 +168,62 @@ def _draw_curves(figure: CurveFigure, axes: Axes) -> None:
         axes.set_xscale("log")
     elif axes.get_xlim()[1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if figure.from_zero:
+        highest = max(float(curve.y.max()) for curve in figure.curves)
+        axes.set_ylim(0, 1.05 * highest if highest > 0 else 1)
     for limit in figure.limits:
-        axes.axvline(limit, color="#777777", linestyle=":", linewidth=1.2)
-    if is_crowded(figure):
-        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    else:
-        axes.legend(frameon=False, fontsize=8).set_in_layout(False)
+        axes.axvline(limit, color=look.soft, linestyle=":", linewidth=1.2)
+    if figure.mark:
+        _draw_mark(figure.mark, axes, look)
+    _draw_end_labels(figure, axes, look)
 
 
-def _draw_intervals(figure: IntervalFigure, axes: Axes) -> None:
-    for index, (_, values) in enumerate(figure.values.items()):
-        colour = COLOURS[index % len(COLOURS)]
+def _draw_mark(mark: Mark, axes: Axes, look: _Look) -> None:
+    left, right = axes.get_xlim()
+    late = mark.x > (left + right) / 2
+    axes.axhline(mark.y, color=look.soft, linestyle=":", linewidth=1)
+    axes.plot(mark.x, mark.y, "o", color=look.text, markersize=8, fillstyle="none")
+    axes.annotate(
+        mark.text,
+        (mark.x, mark.y),
+        xytext=(-6, -9) if late else (6, 9),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        va="top" if late else "bottom",
+        fontsize=look.font_size,
+        color=look.text,
+    )
+
+
+def _draw_end_labels(figure: CurveFigure, axes: Axes, look: _Look) -> None:
+    low, high = axes.get_ylim()
+    place = np.inf
+    for _, value in end_labels(figure):
+        place = min((value - low) / (high - low), place - LABEL_GAP)
+        axes.text(
+            1.01,
+            place,
+            f"{value:.3f}",
+            transform=axes.transAxes,
+            va="center",
+            fontsize=look.font_size,
+            color=look.text,
+        )
+
+
+def _draw_intervals(figure: IntervalFigure, axes: Axes, look: _Look) -> None:
+    if figure.zero_line:
+        axes.axvline(0, color=look.text, linewidth=1)
+    for index, values in enumerate(figure.values.values()):
+        colour = look.colours[index % len(COLOURS)]
         middle, half = mean_and_half_width(np.array(values, dtype=float))
         axes.plot(values, [index] * len(values), "o", color=colour, markersize=4, alpha=0.5)
         axes.errorbar(middle, index, xerr=half, fmt="|", color=colour, markersize=14, capsize=5)
-    axes.set_yticks(range(len(figure.values)), list(figure.values))
+    axes.set_yticks(range(len(figure.values)), [_shortened(name) for name in figure.values])
     axes.set_ylim(len(figure.values) - 0.5, -0.5)
     axes.set_xlabel(figure.value_label)
 
 
-def _curve_traces(figure: CurveFigure) -> Iterator[go.Scatter]:
-    for index, (arm, curves) in enumerate(_by_arm(figure.curves).items()):
-        colour, symbol = COLOURS[index % len(COLOURS)], SYMBOLS[index % len(SYMBOLS)]
-        dash = DASH_NAMES[index // len(COLOURS) % len(DASHES)]
-        name = html.escape(arm)  # plotly reads names as markup
-        mean = mean_curve(curves)
-        x, y, seeds = _joined(curves)
-        mode = "lines"
-        if mean is None and len(curves[0].x) <= MAX_MARKED_POINTS:
-            mode = "lines+markers" if figure.joined else "markers"
-        yield go.Scatter(
-            x=x.astype(np.float32),  # half the page's bytes, finer than any screen
-            y=y.astype(np.float32),
-            customdata=seeds,
-            mode=mode,
-            marker={"symbol": symbol, "size": 7, "color": colour},
-            line={"color": colour, "width": 1 if mean else 2, "dash": dash},
-            opacity=0.5 if mean else 1,
-            name=name,
-            legendgroup=name,
-            showlegend=mean is None,
-            hovertemplate="%{y:.4f} at %{x:,.4~s}<br>seed %{customdata}",
-        )
-        if mean:
-            x, middle, half = mean
-            yield go.Scatter(
-                x=np.concatenate([x, x[::-1]]),
-                y=np.concatenate([middle - half, (middle + half)[::-1]]),
-                fill="toself",
-                fillcolor=colour,
-                opacity=0.18,
-                line={"width": 0},
-                mode="lines",
-                legendgroup=name,
-                showlegend=False,
-                hoverinfo="skip",
-            )
-            yield go.Scatter(
-                x=x,
-                y=middle,
-                mode="lines",
-                line={"color": colour, "width": 2.5, "dash": dash},
-                name=f"{name} (mean)",
-                legendgroup=name,
-                hovertemplate=f"%{{y:.4f}} at %{{x:,.4~s}}<br>mean of {len(curves)}",
-            )
-
-
-def _interval_traces(figure: IntervalFigure) -> Iterator[go.Scatter]:
-    for index, (arm, values) in enumerate(figure.values.items()):
-        colour, name = COLOURS[index % len(COLOURS)], html.escape(arm)
-        middle, half = mean_and_half_width(np.array(values, dtype=float))
-        yield go.Scatter(
-            x=list(values),
-            y=[name] * len(values),
-            mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.5},
-            showlegend=False,
-            name=name,
-            hovertemplate="%{x:.4f}",
-        )
-        yield go.Scatter(
-            x=[float(middle)],
-            y=[name],
-            error_x={"type": "data", "array": [float(half)], "thickness": 2, "width": 6},
-            mode="markers",
-            marker={"color": colour, "size": 14, "symbol": "line-ns-open", "line": {"width": 2}},
-            showlegend=False,
-            name=name,
-            hovertemplate=f"mean %{{x:.4f}}, n = {len(values)}",
-        )
+def _shortened(name: str) -> str:
+    """A name in lines that leave room for the figure."""
+    return "\n".join(textwrap.wrap(name, 24))

@@ -25,7 +25,7 @@ def write_report(
     """
     directory.mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
-        write_png(figure, directory / f"{figure.name}.png")
+        write_png(figure, directory / f"{figure.name}.png", report.circumstances)
     for drawing in report.drawings:
         (directory / f"{drawing.name}.png").write_bytes(drawing.png())
     write_whole(directory / REPORT, to_markdown(report))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from muonlab.report.content import (
     WARNING_MARK,
+    Banner,
     Cell,
     CurveFigure,
     Drawing,
@@ -22,7 +23,12 @@ def to_markdown(report: Report) -> str:
 
 def _blocks(report: Report) -> Iterator[str]:
     yield f"# {_text(report.title)}"
-    yield _text(report.introduction)
+    if report.introduction:
+        yield _text(report.introduction)
+    if report.headline:
+        yield f"**{_text(report.headline.sentence)}**"
+    if report.circumstances:
+        yield f"*{_text(report.circumstances)}*"
     for notice in report.notices:
         yield f"> {WARNING_MARK} {_text(notice)}"
     for section in report.sections:
@@ -33,6 +39,8 @@ def _blocks(report: Report) -> Iterator[str]:
                 case Table():
                     yield _table(item)
                     yield f"*{_text(item.caption)}*"
+                case Banner():
+                    yield from _banner(item)
                 case CurveFigure() | IntervalFigure() | Drawing():
                     yield f"![{_text(item.title)}]({item.name}.png)"
                 case Samples():
@@ -52,6 +60,17 @@ def _table(table: Table) -> str:
 def _cell(cell: Cell) -> str:
     text = f"[{_text(cell.text)}]({cell.link})" if cell.link else _text(cell.text)
     return f"**{text}**" if cell.best else text
+
+
+def _banner(banner: Banner) -> Iterator[str]:
+    claim = f"{banner.claim}: {banner.text}" if banner.text else banner.claim
+    yield f"### {banner.sign} {_text(banner.verdict)}"
+    yield f"**{_text(claim)}.**"
+    yield _text(banner.sentence)
+    sides = [("Paper", banner.paper), ("Here", banner.ours)]
+    if said := [f"{name}: {_text(text)}." for name, text in sides if text]:
+        yield " ".join(said)
+    yield f"*{_text(f'{banner.verdict.capitalize()}: {banner.meaning}')}*"
 
 
 def _samples(samples: Samples) -> Iterator[str]:

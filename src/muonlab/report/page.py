@@ -1,20 +1,35 @@
 """One self-contained HTML page: its script, style, data and figures travel in the file."""
 
 import base64
+from importlib import resources
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from muonlab.report.content import CurveFigure, Drawing, IntervalFigure, Report, Samples, Table
-from muonlab.report.figures import is_crowded, plotly_json
+from muonlab.report.content import (
+    Banner,
+    CurveFigure,
+    Drawing,
+    IntervalFigure,
+    Report,
+    Samples,
+    Section,
+    Table,
+    arms_of,
+)
+from muonlab.report.figures import COLOURS, DASHES, svg
+from muonlab.report.interactive import plotly_figure
+
+PLOTLY = "plotly-basic-4.1.1.min.js.gz"  # the basic build, MIT licence
+DASH_ARRAYS = dict(zip(DASHES, ("none", "6 3", "1.5 3", "6 3 1.5 3"), strict=True))
 
 
 def to_html(report: Report) -> str:
     """The page. It asks nothing of the outside, and its content policy forbids that it could.
 
-    plotly.js is the full build, 4.8 MB: the Python package brings no smaller one.
+    Its figures are drawn already. plotly.js, 1.2 MB, lies in the file as 0.5 MB of packed text, and
+    is unpacked when a reader asks for a figure to zoom in.
     """
     environment = Environment(
         loader=PackageLoader("muonlab.report", "templates"),
@@ -27,13 +42,22 @@ def to_html(report: Report) -> str:
         "table": lambda item: isinstance(item, Table),
         "drawing": lambda item: isinstance(item, Drawing),
         "figure": lambda item: isinstance(item, CurveFigure | IntervalFigure),
-        "crowded": is_crowded,
         "samples": lambda item: isinstance(item, Samples),
+        "banner": lambda item: isinstance(item, Banner),
     }
+    pictures: dict[str, Markup] = {}
+    figures: dict[str, dict[str, object]] = {}
+    for section in report.sections:
+        order = {arm: index for index, arm in enumerate(arms_of(section.figures))}
+        for figure in section.figures:
+            pictures[figure.name] = Markup(svg(figure, order))  # its text is escaped by matplotlib
+            figures[figure.name] = plotly_figure(figure, order)
     return environment.get_template("page.html").render(
         report=report,
-        plotly_script=Markup(get_plotlyjs()),  # the package's own, not input
-        figures={figure.name: plotly_json(figure) for figure in report.figures},
+        pictures=pictures,
+        figures=figures,
+        legend=_legend,
+        plotly=_packed_plotly() if figures else "",
         csv_uri=_csv_uri,
         png_uri=_png_uri,
     )
@@ -41,6 +65,19 @@ def to_html(report: Report) -> str:
 
 def _png_uri(drawing: Drawing) -> str:
     return "data:image/png;base64," + base64.b64encode(drawing.png()).decode()
+
+
+def _legend(section: Section) -> list[tuple[str, str, str]]:
+    """The arms of a section's curves: name, the name of the colour, the pattern of the line."""
+    return [
+        (arm, f"c{index % len(COLOURS)}", DASH_ARRAYS[DASHES[index // len(COLOURS) % len(DASHES)]])
+        for index, arm in enumerate(arms_of(section.figures))
+    ]
+
+
+def _packed_plotly() -> str:
+    packed = resources.files("muonlab.report").joinpath("templates", PLOTLY).read_bytes()
+    return base64.b64encode(packed).decode("ascii")
 
 
 def _csv_uri(table: Table) -> str:

@@ -12,7 +12,7 @@ from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import read_record
 from muonlab.lab.record import command
 from muonlab.lab.results import StudyResults, judge_measurement, measurement_frame
-from muonlab.report.content import Column, Drawing, Report, Section, Table
+from muonlab.report.content import Banner, Column, Drawing, Report, Section, Table
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import RUNS, write_report
 from muonlab.report.frames import hardware
@@ -27,7 +27,7 @@ from muonlab.report.study_tables import (
     runs_table,
     trials_table,
 )
-from muonlab.report.verdicts import findings_table, verdict_table
+from muonlab.report.verdicts import banner, findings_table
 from muonlab.runs import RunError
 
 TIMES_APART = 1.2
@@ -82,49 +82,47 @@ def _refuse_to_lose(experiment: Experiment, frame: pd.DataFrame, directory: Path
 def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
     """The whole report as content."""
     study, frame, trials = results.study, results.frame, results.trials
-    caption = circumstances(results)
     labels = {arm.name: arm_label(arm) for arm in study.arms}
     series = [
         Series(arm=labels[arm], seed=int(seed), metrics=rows)
         for rows in results.curves.values()
         for arm, seed in zip(rows["arm"][:1], rows["seed"][:1], strict=True)
     ]
-    done = "finished" in set(frame["status"])
-    arms = [arms_table(study, frame, caption), protocols_table(study, frame, caption)]
-    sections = [
-        _verdicts(study, results.verdicts),
+    made = frame.loc[frame["status"] != "missing"]
+    measured = [
         Section(
             title="Arms",
-            text=[] if done else ["No run has finished yet, so there is nothing to compare."],
             items=[
-                *(table for table in arms if table),
-                *value_figures(study, frame, caption),
-                *label_figures(study, frame, caption),
+                *filter(None, (arms_table(study, frame), protocols_table(study, frame))),
+                *value_figures(study, frame),
+                *label_figures(study, frame),
             ],
         ),
         Section(
             title="Comparisons",
-            items=[comparisons_table(study, frame, caption)] if study.comparisons else (),
+            items=[comparisons_table(study, frame)] if study.comparisons else (),
         ),
+    ]
+    sections = [
+        _verdicts(study, results.verdicts),
+        *(measured if "finished" in set(frame["status"]) else [_nothing_yet(study)]),
         Section(
             title="Tuning",
-            items=[
-                trials_table(trials, caption),
-                *search_figures(study, trials, results.spaces, caption),
-            ]
-            if len(trials)
+            items=[trials_table(trials), *search_figures(study, trials, results.spaces)]
+            if len(trials) and set(trials["status"]) != {"missing"}
             else (),
         ),
-        Section(title="Curves", items=curve_figures(series, CURVES, caption, with_seconds=True)),
-        Section(title="Runs", items=[runs_table(study, frame, caption)]),
+        Section(title="Curves", items=curve_figures(series, CURVES, with_seconds=True)),
+        Section(title="Runs", items=[runs_table(study, made)] if len(made) else ()),
         Section(
             title="How it was made",
-            text=[*study.notes, VALIDATION, *_origin(study, record), *_makings(results)],
+            text=[*study.notes, VALIDATION, *_origin(study, record), *_runs_origin(results)],
         ),
     ]
     return Report(
         title=f"{study.name}, scale {study.scale}",
         introduction=study.question,
+        circumstances=circumstances(results),
         notices=[*_notices(study, frame), *_doubts(results), *_clock_notices(results.curves)],
         sections=[section for section in sections if section.items or section.text],
     )
@@ -195,10 +193,17 @@ def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:
         for claim in experiment.claims
         if claim not in judged
     ]
-    text += [f"The rule of {v.claim}: {v.rule}" for v in verdicts if v.rule]
-    tables = [findings_table(verdict) for verdict in verdicts if verdict.findings]
-    items = [verdict_table(verdicts), *tables] if verdicts else ()
+    items: list[Banner | Table] = [banner(verdict) for verdict in verdicts]
+    items += [findings_table(verdict) for verdict in verdicts if verdict.findings]
     return Section(title="Verdict", text=text, items=items)
+
+
+def _nothing_yet(study: Study) -> Section:
+    arms = ", ".join(arm.name for arm in study.arms)
+    return Section(
+        title="Arms",
+        text=["No run has finished yet, so there is nothing to compare.", f"Arms: {arms}."],
+    )
 
 
 def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
@@ -265,11 +270,11 @@ def _origin(experiment: Experiment, record: Mapping[str, Any]) -> list[str]:
         lines.append(f"Code: {_commit(git)}")
     for name in ("versions", "machine"):
         if facts := record.get(name):
-            lines.append(f"{name.title()}: " + ", ".join(f"{k} {v}" for k, v in facts.items()))
+            lines.append(f"{name.title()}: " + ", ".join(_fact(k, v) for k, v in facts.items()))
     return lines
 
 
-def _makings(results: StudyResults) -> list[str]:
+def _runs_origin(results: StudyResults) -> list[str]:
     """The commits and data that the runs themselves name."""
     manifests = results.manifests.values()
     commits = Counter(_commit(manifest["git"]) for manifest in manifests if "git" in manifest)
@@ -283,6 +288,13 @@ def _makings(results: StudyResults) -> list[str]:
 
 def _commit(git: Mapping[str, Any]) -> str:
     return f"{git['sha'][:12]}{' with local changes' if git['dirty'] else ''}"
+
+
+def _fact(key: str, value: Any) -> str:
+    """A fact of a machine or a version, counted things with their unit behind."""
+    if key in ("cores", "threads"):
+        return f"{value} {key.removesuffix('s') if value == 1 else key}"
+    return f"{key} {value}"
 
 
 def _plain_column(frame: pd.DataFrame, key: str) -> Column:

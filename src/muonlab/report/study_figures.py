@@ -16,7 +16,7 @@ MIN_LEVELS = 3  # of a label, to be an axis
 LOG_RANGE = 20  # largest over smallest level from which on the axis is logarithmic
 
 
-def value_figures(study: Study, frame: pd.DataFrame, caption: str) -> list[Figure]:
+def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
     """The first measure of every arm, and the paired differences, each with its interval."""
     measure = measure_column(study.measures[0])
     arms = {
@@ -39,8 +39,9 @@ def value_figures(study: Study, frame: pd.DataFrame, caption: str) -> list[Figur
             title=title,
             value_label=label,
             caption="Points: seeds. Marks: mean and its 95 % t interval. Diverged runs are in the "
-            f"table only. {caption}",
+            "table only.",
             values={key: values for key, values in groups.items() if values},
+            zero_line=name == "differences",
         )
         for name, title, label, groups in wanted
         if any(groups.values())
@@ -52,7 +53,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return numbers[np.isfinite(numbers)]
 
 
-def label_figures(study: Study, frame: pd.DataFrame, caption: str) -> Iterator[Figure]:
+def label_figures(study: Study, frame: pd.DataFrame) -> Iterator[Figure]:
     """The first measure over every label of numbers, such as a budget: a line for each setting
     of the other labels."""
     measure = measure_column(study.measures[0])
@@ -74,7 +75,7 @@ def label_figures(study: Study, frame: pd.DataFrame, caption: str) -> Iterator[F
                 x_label=label,
                 y_label=measure.heading.lower(),
                 caption="Thin lines: seeds. Band: 95 % t interval. Diverged runs are in the table "
-                f"only. {caption}",
+                "only.",
                 curves=curves,
                 log_x=max(levels) > LOG_RANGE * min(levels) > 0,
             )
@@ -108,7 +109,7 @@ def _level_curves(
 
 
 def search_figures(
-    study: Study, trials: pd.DataFrame, spaces: Mapping[str, Box], caption: str
+    study: Study, trials: pd.DataFrame, spaces: Mapping[str, Box]
 ) -> Iterator[Figure]:
     """Loss over every searched field of every arm, the chosen value and the range's edges."""
     for arm in study.arms:
@@ -126,7 +127,7 @@ def search_figures(
                 title=f"{arm.name}: search of {field}",
                 x_label=field,
                 y_label=measure_column(arm.search.measure).heading.lower(),
-                caption=f"Dotted: the edges of the range searched. {diverged}{caption}",
+                caption=f"Dotted: the edges of the range searched. {diverged}",
                 curves=[
                     _trials_curve(name, rows, key, arm.search.seed)
                     for name, rows in points.items()

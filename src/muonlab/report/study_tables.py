@@ -47,7 +47,7 @@ def arm_warnings(arm: Arm) -> tuple[str, ...]:
     return (*arm.config.model.attention.warnings, *arm.config.data.split.warnings)
 
 
-def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
+def arms_table(study: Study, frame: pd.DataFrame) -> Table:
     """Mean ± half of its 95 % t interval for every measure, the paper's value beside it."""
     paper = {row.arm: row.values for row in study.paper}
     shown = [key for key in study.measures if key in frame]
@@ -101,7 +101,7 @@ def arms_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
         name="arms",
         caption="Mean over seeds ± half of its 95 % t interval; one run has none. inf: a run "
         "diverged, and its other figures are left out. –: not measured. Training time: updates × "
-        f"the median update. {_papers_text(published)}{caption}",
+        f"the median update. {_papers_text(published)}",
         frame=pd.DataFrame(rows),
         columns=columns,
         half_widths=pd.DataFrame(halves),
@@ -120,7 +120,7 @@ def _label(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | None:
+def protocols_table(study: Study, frame: pd.DataFrame) -> Table | None:
     """Arms that differ in their protocol only, side by side; None where there are none."""
     measure = measure_column(study.measures[0])
     by_labels: dict[tuple[tuple[str, str | float], ...], dict[str, float]] = {}
@@ -143,7 +143,7 @@ def protocols_table(study: Study, frame: pd.DataFrame, caption: str) -> Table | 
     return Table(
         name="protocols",
         caption=f"{measure.heading}: the same arms under both protocols. The two losses are of "
-        f"different validation sets, so only their order compares. {caption}",
+        f"different validation sets, so only their order compares.",
         frame=pd.DataFrame(rows),
         columns=(
             Column(key="labels", heading="Arm"),
@@ -159,7 +159,7 @@ def paired(frame: pd.DataFrame, comparison: Comparison) -> np.ndarray:
     return pair_differences(by_seed[comparison.arm], by_seed[comparison.baseline])
 
 
-def comparisons_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
+def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
     """Every comparison with both intervals, its p corrected over the table, and what it says."""
     made = [c for c in study.comparisons if c.measure in frame]
     found = [mean_difference(paired(frame, comparison)) for comparison in made]
@@ -188,7 +188,7 @@ def comparisons_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
         name="comparisons",
         caption="Arm minus baseline, paired by seed. p: paired t test (Wilcoxon's where a run "
         "diverged), corrected after Holm over this table; TOST: below .05, the losses are equal "
-        f"within ±{EQUIVALENCE_MARGIN} nats. {caption}",
+        f"within ±{EQUIVALENCE_MARGIN} nats.",
         frame=pd.DataFrame(rows),
         columns=(
             Column(key="comparison", heading="Comparison"),
@@ -232,7 +232,7 @@ def _reading(mean: float, num_pairs: int, p: float, same: float) -> str:
     return "not told apart"
 
 
-def trials_table(trials: pd.DataFrame, caption: str) -> Table:
+def trials_table(trials: pd.DataFrame) -> Table:
     """Every tuning trial, the chosen ones said so."""
     fields = [key for key in trials if str(key).startswith("tuned/")]
     frame = trials.assign(chosen=["chosen" if chosen else "" for chosen in trials["chosen"]])
@@ -240,7 +240,7 @@ def trials_table(trials: pd.DataFrame, caption: str) -> Table:
         frame[key] = [f"{value:.3g}" if value == value else "" for value in trials[key]]
     return Table(
         name="trials",
-        caption=f"Every trial of every search; inf: it diverged. {caption}",
+        caption="Every trial of every search; inf: it diverged.",
         frame=frame,
         columns=(
             ARM,
@@ -252,14 +252,14 @@ def trials_table(trials: pd.DataFrame, caption: str) -> Table:
     )
 
 
-def runs_table(study: Study, frame: pd.DataFrame, caption: str) -> Table:
-    """Every run that the study asks for, made or not, with its error."""
+def runs_table(study: Study, frame: pd.DataFrame) -> Table:
+    """Every run of ``frame`` with its figures and its error."""
     labels = {arm.name: arm_label(arm) for arm in study.arms}
     measures: Sequence[str] = [key for key in study.measures if key in frame]
     warned = {arm.name for arm in study.arms if arm_warnings(arm)}
     return Table(
         name="runs",
-        caption=f"Every run at its end. {caption}",
+        caption="Every run at its end.",
         frame=frame.assign(arm=[labels[name] for name in frame["arm"]]),
         columns=(
             ARM,

@@ -1,12 +1,13 @@
-"""Verdicts as a reader sees them: a sign and a word, so that no meaning hangs on a colour."""
+"""Verdicts as a reader sees them: a sign, a word, and the rule behind it in words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 
 from muonlab.lab.experiment import Finding, Verdict, VerdictName
-from muonlab.report.content import Column, Table
+from muonlab.papers.claims import CLAIMS
+from muonlab.report.content import Banner, Column, Table
 
 SIGNS: Mapping[VerdictName, str] = {
     "reproduced": "✓",
@@ -15,6 +16,20 @@ SIGNS: Mapping[VerdictName, str] = {
     "artefact of the protocol": "⚑",
     "not testable at this scale": "…",
     "inconclusive": "?",
+}
+
+
+MEANINGS: Mapping[VerdictName, str] = {
+    "reproduced": "The runs show the effect, and its size agrees with the paper's.",
+    "direction only": "The runs show an effect in the paper's direction, but not of the paper's "
+    "size, or not under every condition that the paper states.",
+    "refuted": "The runs show the opposite of the claim, or rule the claimed effect out.",
+    "artefact of the protocol": "The effect is there under the paper's own protocol, and the "
+    "honest protocol rules it out: the way of measuring made it.",
+    "not testable at this scale": "The claim is about larger models or longer training than these "
+    "runs. Nothing is concluded.",
+    "inconclusive": "The runs are too few or too scattered to decide. This is neither for nor "
+    "against the claim.",
 }
 
 
@@ -61,28 +76,16 @@ def _number(found: Finding) -> str:
     return text if low is None else f"{text} ({low:.3g} to {high:.3g})"
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """A row a claim: what is said of it, in a word and in a sentence, and both numbers."""
-    columns = (
-        Column(key="claim", heading="Claim"),
-        Column(key="verdict", heading="Verdict"),
-        Column(key="sentence", heading="Why", wraps=True),
-        Column(key="paper", heading="Paper", wraps=True),
-        Column(key="ours", heading="Ours", wraps=True),
-    )
-    rows = [
-        {
-            "claim": verdict.claim,
-            "verdict": signed(verdict.verdict),
-            "sentence": verdict.sentence,
-            "paper": verdict.paper,
-            "ours": verdict.ours,
-        }
-        for verdict in verdicts
-    ]
-    return Table(
-        name="verdicts",
-        caption="Decided by the study's own code from the runs below.",
-        frame=pd.DataFrame(rows, columns=[column.key for column in columns]),
-        columns=columns,
+def banner(verdict: Verdict) -> Banner:
+    """A verdict with the claim in words and the rule behind its word."""
+    texts = {claim.id: claim.text for claim in CLAIMS}
+    return Banner(
+        claim=verdict.claim,
+        text=texts.get(verdict.claim, ""),
+        verdict=verdict.verdict,
+        sign=SIGNS[verdict.verdict],
+        meaning=f"{MEANINGS[verdict.verdict]} {verdict.rule}".strip(),
+        sentence=verdict.sentence,
+        paper=verdict.paper,
+        ours=verdict.ours,
     )

@@ -1,74 +1,75 @@
 const root = document.documentElement;
 const plots = [...document.querySelectorAll(".plot")];
 
-function colours() {
-  const style = getComputedStyle(root);
-  const text = style.getPropertyValue("--text").trim();
-  const line = style.getPropertyValue("--line").trim();
-  const clear = "rgba(0,0,0,0)";
-  const changes = {
-    paper_bgcolor: clear, plot_bgcolor: clear, "font.color": text,
-    "modebar.bgcolor": clear, "modebar.color": line, "modebar.activecolor": text,
-  };
-  for (const axis of ["xaxis", "yaxis"]) {
-    changes[`${axis}.gridcolor`] = line;
-    changes[`${axis}.linecolor`] = line;
-    changes[`${axis}.zeroline`] = false;
+// A page opened from a disk may be forbidden to remember: then it follows the system.
+function remembered(theme) {
+  try {
+    if (theme) localStorage.setItem("muonlab-theme", theme);
+    return localStorage.getItem("muonlab-theme");
+  } catch {
+    return null;
   }
-  return changes;
-}
-
-function setTheme(theme, size = {}) {
-  root.dataset.theme = theme;
-  const changes = {...colours(), ...size};
-  for (const plot of plots) if (plot.data) Plotly.relayout(plot, changes);
 }
 
 const preferred = () =>
-  matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  remembered() ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 
-const options = {
-  responsive: true, displaylogo: false, displayModeBar: "hover",
-  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-};
-setTheme(preferred());
+function setTheme(theme) {
+  root.dataset.theme = theme;
+  for (const plot of plots) if (plot.data) draw(plot);
+}
 
-// The plotting script is compiled for the first figure, after the text and the tables are there.
-function compilePlotly() {
-  if (window.Plotly) return;
+// plotly.js lies packed in the page: it is unpacked when the first figure is asked for.
+let unpacked;
+async function unpackPlotly() {
+  const packed = atob(document.getElementById("plotly").textContent);
+  const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
-  script.textContent = document.getElementById("plotly").textContent;
+  script.textContent = await new Response(stream).text();
   document.head.append(script);
 }
 
-function draw(plot) {
-  if (plot.data) return;
-  compilePlotly();
-  const figure = JSON.parse(document.getElementById(`data-${plot.dataset.figure}`).textContent);
-  plot.style.minHeight = "";
-  figure.layout.font = {family: getComputedStyle(document.body).fontFamily, size: 13};
-  Plotly.newPlot(plot, figure.data, figure.layout, options);
-  Plotly.relayout(plot, colours());
+const options = {
+  responsive: true, displaylogo: false, displayModeBar: true,
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+};
+
+// Draws an interactive figure in place of its picture, in the colours of the page.
+async function draw(plot) {
+  await (unpacked ??= unpackPlotly());
+  const style = getComputedStyle(root);
+  const text = document.getElementById(`data-${plot.dataset.figure}`).textContent
+    .replace(/var\((--\w+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+  const {data, layout} = JSON.parse(text);
+  layout.font.family = getComputedStyle(document.body).fontFamily;
+  layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--soft").trim()};
+  if (!plot.data) plot.replaceChildren();
+  await Plotly.react(plot, data, layout, options);
 }
 
-// A figure is drawn when it comes near the screen: a page of many opens at once.
-const watcher = new IntersectionObserver(
-  (entries) => entries.filter((entry) => entry.isIntersecting).forEach(({target}) => draw(target)),
-  {rootMargin: "600px"},
-);
-for (const plot of plots) watcher.observe(plot);
+setTheme(preferred());
 
-document.getElementById("theme").addEventListener("click", () =>
-  setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
+for (const button of document.querySelectorAll(".zoom")) {
+  button.addEventListener("click", () => {
+    draw(button.closest("figure").querySelector(".plot"));
+    button.remove();
+  });
+}
 
-// On paper: light, and as wide as a page that no resize event announces.
+document.getElementById("theme").addEventListener("click", () => {
+  const other = root.dataset.theme === "dark" ? "light" : "dark";
+  remembered(other);
+  setTheme(other);
+});
+
+// On paper: light.
 let themeOnScreen;
 addEventListener("beforeprint", () => {
-  plots.forEach(draw);
   themeOnScreen = root.dataset.theme;
-  setTheme("light", {width: 690});
+  setTheme("light");
 });
-addEventListener("afterprint", () => setTheme(themeOnScreen, {width: null, autosize: true}));
+addEventListener("afterprint", () => setTheme(themeOnScreen));
 
 // A click on a heading sorts by it, a second click turns the order; empty cells stay last.
 for (const button of document.querySelectorAll(".sort")) {
