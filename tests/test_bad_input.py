@@ -1,3 +1,4 @@
+import io
 import json
 import os
 from collections.abc import Callable
@@ -204,8 +205,8 @@ def test_places_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "nanoo"], "recipe 'nanoo' is unknown; legal: nano, small"),
-        (["inspect", "nanoo"], "recipe 'nanoo' is unknown; legal: nano, small"),
+        (["train", "nanoo"], "recipe 'nanoo' is unknown; did you mean nano? legal: nano, small"),
+        (["inspect", "nanoo"], "recipe 'nanoo' is unknown; did you mean nano? legal: nano, small"),
         (["resume", "nowhere"], "nowhere is no run directory: it has no config.json"),
         (["eval", "nowhere"], "nowhere is no run directory: it has no config.json"),
         (["generate", "nowhere", "--prompt", "a"], "nowhere is no run directory"),
@@ -257,3 +258,65 @@ def test_a_run_that_blows_up_fails_with_1(
     assert train_tiny("optimizer.lr=1e30", "learning_rate.warmup=0") == 1
     assert "a lower learning rate" in complaint(capsys)
     assert only_run(tmp_path).status() in ("started", "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "a.txt=0", "--data", "b.txt=1"], "weights.0 is 0.0; it must be positive"),
+        (["--data", "a.txt=-1", "--data", "b.txt=1"], "weights.0 is -1.0; it must be positive"),
+        (["--data", "a.txt=1", "--data", "b.txt"], "--data b.txt has no weight; give every text"),
+        (["--data", "a.txt=1"], "sources holds 1; a mixture is of at least 2"),
+        (["--data", "nowhere.txt"], "nowhere.txt: No such file or directory"),
+        (["--data", "-"], "standard input: it is empty, expected text"),
+        (["--data", "rows.jsonl"], "no field 'text', found body; data.source.text_field=NAME"),
+        (["--data", "pipe.txt"], "pipe.txt: a pipe, a device or a directory, expected a regular"),
+        (["--data", "wide.txt"], "wide.txt: this is UTF-16, expected UTF-8; convert it: iconv"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("command", [["train", "nano"], ["data", "prepare", "nano"]])
+def test_bad_data_arguments(
+    command: list[str],
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("some text")
+    Path("rows.jsonl").write_text('{"body": "a"}\n')
+    os.mkfifo("pipe.txt")
+    Path("wide.txt").write_text("text", encoding="utf-16")
+    assert run([*command, *arguments, "--cache-dir", str(tmp_path / "cache")]) == 2
+    assert message in complaint(capsys)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "command 'trian' is unknown; did you mean train? legal: demo, data"),
+        (["train", "smal"], "recipe 'smal' is unknown; did you mean small? legal: nano"),
+        (["train", "nano", "lr=0.1"], "lr: unknown field; did you mean optimizer.lr?"),
+        (["study", "show", "p1-computer"], "did you mean p1-compute? legal: "),
+        (["train", "other.json"], "other.json: vocab_size: unknown field; "),
+        (["train", "recipes.py:tiny"], "recipes.py, line 1: '(' was never closed"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nearly_right(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text('{"vocab_size": 3}')
+    Path("recipes.py").write_text("def tiny(\n")
+    assert run(arguments) == 2
+    assert message in complaint(capsys)

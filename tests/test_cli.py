@@ -1,5 +1,8 @@
+import io
+import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,15 @@ from tiny_runs import (
     directories,
     interrupt_at,
     only_run,
+    write_text,
 )
 
 from muonlab.cli import run
 from muonlab.config import from_json, override
-from muonlab.data import TokenData
+from muonlab.data import LocalConfig, MixtureConfig, TokenData
 from muonlab.evaluate import evaluate
 from muonlab.model import native
+from muonlab.model.accounting import account
 from muonlab.recipes import RECIPES, recipe
 from muonlab.runs import RunDirectory, load_weights
 
@@ -26,7 +31,7 @@ COMMANDS = {
     (): "Train, compare and run small Mixture-of-Experts language models.",
     ("demo",): "Train a pair of small MoE models",
     ("data",): "prepare",
-    ("data", "prepare"): "data.source.kind=local",
+    ("data", "prepare"): "a.txt=0.7",
     ("inspect",): "Print a recipe's parameters",
     ("train",): "Ctrl-C writes a checkpoint",
     ("resume",): "Continue an interrupted run",
@@ -176,3 +181,89 @@ def test_demo_interrupted_and_again(
 
     monkeypatch.setattr("muonlab.train.train", refuse)
     assert run(arguments) == 0
+
+
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    """A text, and rows whose text stands in another field."""
+    words = write_text(tmp_path / "words.md", 12_000)
+    rows = tmp_path / "rows.jsonl"
+    lines = words.read_text().split("\n\n")
+    rows.write_text("".join(json.dumps({"body": line}) + "\n" for line in lines if line))
+    return words, rows
+
+
+def test_a_text_of_ones_own_comes_before_overrides(tmp_path: Path, capsys: Capture) -> None:
+    words, rows = texts(tmp_path)
+    cache = ["--cache-dir", str(tmp_path / "cache")]
+    own = ["data.source.text_field=body", "data.tokenizer.vocab_size=300"]
+    assert run(["data", "prepare", "nano", "--data", str(rows), *own, *cache]) == 0
+    assert "note: the tokenizer has 300 tokens and the model" in capsys.readouterr().out
+    assert run(["inspect", "nano", "--data", str(rows), "--config"]) == 0
+    config = from_json(capsys.readouterr().out)
+    assert config.data.source == LocalConfig(path=rows)
+    assert config.data.max_documents is None
+    assert run(["inspect", "p1_30m", "--data", str(words), "--config"]) == 0
+    data = from_json(capsys.readouterr().out).data
+    assert (data.max_documents, data.max_characters_per_document, data.max_tokens) == (None,) * 3
+
+
+def test_a_limit_of_the_recipe_is_said_aloud(tmp_path: Path, capsys: Capture) -> None:
+    words, _ = texts(tmp_path)
+    source = ["data.source.kind=local", f"data.source.path={words}"]
+    split = ["data.split.validation_fraction=0.3"]
+    command = ["data", "prepare", "nano", *source, *split, "--cache-dir", str(tmp_path / "cache")]
+    assert run(command) == 0
+    output = capsys.readouterr().out
+    assert "note: the corpus is cut by data.max_documents=20; data.max_documents=null" in output
+
+
+def test_training_on_a_mixture_from_the_command_line(tmp_path: Path, capsys: Capture) -> None:
+    words, rows = texts(tmp_path)
+    renamed = tmp_path / "a=0.5"
+    renamed.mkdir()
+    for number in range(12):
+        part = words.read_text()[3000 * number :][:3000]
+        (renamed / f"{number}.md").write_text(part)
+    data = ["--data", f"{words}=3", "--data", f"{rows}=1", "--data", f"{renamed}=2"]
+    tiny = [text for text in TINY if not text.startswith("data.source")]
+    field = ["data.source.sources.1.text_field=body"]
+    places = directories(tmp_path, tmp_path / "cache")
+    assert run(["train", "nano", *tiny, *field, *data, *places]) == 0
+    directory = only_run(tmp_path)
+    source = directory.config().data.source
+    assert isinstance(source, MixtureConfig)
+    assert source.weights == (3, 1, 2)
+    assert source.sources[1:] == (
+        LocalConfig(path=rows, text_field="body"),
+        LocalConfig(path=renamed),
+    )
+    capsys.readouterr()
+    assert run(["eval", str(directory.path), *places[2:]]) == 0
+    assert "val/loss" in capsys.readouterr().out
+
+
+def test_training_on_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    words, _ = texts(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(words.read_bytes())))
+    tiny = [text for text in TINY if not text.startswith("data.source")]
+    places = directories(tmp_path, tmp_path / "cache")
+    assert run(["train", "nano", *tiny, "--data", "-", *places]) == 0
+    source = only_run(tmp_path).config().data.source
+    assert isinstance(source, LocalConfig)
+    assert source.path.parent == tmp_path / "cache" / "stdin"
+    assert source.path.read_bytes() == words.read_bytes()
+
+
+def test_a_config_file_is_a_recipe(finished_run: RunDirectory, capsys: Capture) -> None:
+    assert run(["inspect", str(finished_run.path / "config.json"), "seed=5", "--config"]) == 0
+    assert from_json(capsys.readouterr().out) == replace(finished_run.config(), seed=5)
+
+
+def test_inspect_as_json(capsys: Capture) -> None:
+    assert run(["inspect", "small", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["parameters"] == sum(part["parameters"] for part in values["parts"])
+    assert values["parameters"] == account(recipe("small").model).parameters
+    assert 0 < values["muon_parameters"] < values["parameters"]

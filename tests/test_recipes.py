@@ -1,9 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from muonlab.config import from_json, override, to_json
+from muonlab.config import ConfigError, from_json, override, to_json
 from muonlab.export.families import family_of
 from muonlab.model.accounting import account
 from muonlab.optim import Muon
@@ -83,7 +84,7 @@ def test_every_recipe_says_what_it_is() -> None:
 
 
 def test_unknown_recipe() -> None:
-    with pytest.raises(ValueError, match="recipe 'nanoo' is unknown; legal: nano, small"):
+    with pytest.raises(ConfigError, match=r"recipe 'nanoo' is unknown; did you mean nano\? legal"):
         recipe("nanoo")
 
 
@@ -97,3 +98,68 @@ def test_importing_does_no_work() -> None:
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+OWN = """\
+from dataclasses import replace
+
+from muonlab.recipes import nano
+
+
+def tiny():
+    return replace(nano(), name="tiny")
+
+
+def broken():
+    return nano().no_such_field
+
+
+def number():
+    return 3
+
+
+def _hidden():
+    return nano()
+"""
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    assert recipe(f"{path}:tiny") == override(recipe("nano"), ["name=tiny"])
+    (tmp_path / "run.json").write_text(to_json(recipe("small")))
+    assert recipe(str(tmp_path / "run.json")) == recipe("small")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.py:tinny", "mine.py has no function 'tinny'; did you mean tiny? name one"),
+        ("mine.py", "name one, as in mine.py:recipe; it has: tiny, broken, number"),
+        ("mine.py:broken", "mine.py, line 11: AttributeError: "),
+        ("mine.py:number", "mine.py:number returned int; it must return a RunConfig"),
+        ("syntax.py:tiny", "syntax.py, line 2: '(' was never closed: def tiny("),
+        ("imports.py:tiny", "imports.py, line 1: ModuleNotFoundError: No module named 'nowhere_"),
+        ("nowhere.py:tiny", "nowhere.py: No such file or directory"),
+        ("nowhere.json", "nowhere.json: No such file or directory"),
+        ("list.json", "list.json: the config is []; it must be an object"),
+        ("field.json", "field.json: train.stepz: unknown field; did you mean steps?"),
+        ("binary.json", "binary.json: 'utf-8' codec can't decode byte 0xff"),
+        ("deep.json", "deep.json: not a config: the JSON is nested too deeply"),
+    ],
+)
+def test_files_that_are_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN)
+    Path("syntax.py").write_text("x = 1\ndef tiny(\n")
+    Path("imports.py").write_text("import nowhere_at_all\n")
+    Path("list.json").write_text("[]")
+    Path("field.json").write_text('{"train": {"stepz": 3}}')
+    Path("binary.json").write_bytes(b"\xff")
+    Path("deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError) as caught:
+        recipe(name)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

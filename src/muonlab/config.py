@@ -6,12 +6,13 @@ what would be legal.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 import typing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,6 +30,7 @@ from muonlab.optim.learning_rate import (
     P2Config,
     WSDConfig,
 )
+from muonlab.spelling import did_you_mean
 
 OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
 LearningRateConfig = Annotated[
@@ -213,11 +215,26 @@ def from_json(text: str) -> RunConfig:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError("not a config: the JSON is nested too deeply") from None
     return from_dict(values)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config of a JSON file, such as a run's ``config.json``. Raises ConfigError."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
 
 
 def from_dict(values: Any) -> RunConfig:
     """A config from plain JSON data; a number in quotes is no number. Raises ConfigError."""
+    for path, value in _leaves(values):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path} is {value}; it must be a finite number")
     try:
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -227,10 +244,12 @@ def from_dict(values: Any) -> RunConfig:
 def override(config: RunConfig, overrides: list[str]) -> RunConfig:
     """A copy with ``field.path=value`` changes; values are JSON, or else plain text.
 
+    A member of a list is named by its number from 0: ``data.source.sources.1.text_field=body``.
     Setting a ``kind`` replaces that part by the defaults of the kind, so it is applied first.
     Raises ConfigError.
     """
     values = to_dict(config)
+    lists: list[tuple[dict[str, Any], str]] = []  # parts in which a list stands as a dict
     renewed: list[dict[str, Any]] = []  # parts of a new kind: validation knows their fields
     for item in sorted(overrides, key=lambda item: ".kind=" not in item):
         path, separator, text = item.partition("=")
@@ -241,12 +260,15 @@ def override(config: RunConfig, overrides: list[str]) -> RunConfig:
         for depth, parent in enumerate(parents):
             where = ".".join(parents[: depth + 1])
             if parent not in part:
-                raise ConfigError(_unknown(where, parent, list(part)))
+                raise ConfigError(_unknown(where, parent, part, values))
+            if isinstance(part[parent], list):  # by number; the new dict goes into the config
+                part[parent] = {str(index): item for index, item in enumerate(part[parent])}
+                lists.append((part, parent))
             if not isinstance(part[parent], dict):
                 raise ConfigError(f"{path.strip()}: {where} has no fields, it is a value")
             part = part[parent]
         if name not in part and not any(part is other for other in renewed):
-            raise ConfigError(_unknown(path, name, list(part)))
+            raise ConfigError(_unknown(path, name, part, values))
         if name == "kind":
             part.clear()
             renewed.append(part)
@@ -255,6 +277,8 @@ def override(config: RunConfig, overrides: list[str]) -> RunConfig:
         if named and isinstance(value, int | float):
             value = text  # a name such as 2026
         part[name] = value
+    for part, name in reversed(lists):
+        part[name] = list(part[name].values())
     return from_dict(values)
 
 
@@ -271,10 +295,28 @@ def _parse(text: str) -> Any:
         return {"None": None, "True": True, "False": False}.get(text, text)
 
 
-def _unknown(path: str, name: str, legal: list[str]) -> str:
-    close = difflib.get_close_matches(name, legal, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+def _leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value with its path."""
+    if isinstance(values, dict | list):
+        pairs = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in pairs:
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, values
+
+
+def _unknown(path: str, name: str, legal: Iterable[str], config: Any) -> str:
+    legal = list(legal)
+    hint = did_you_mean(name, legal)
+    elsewhere = [other for other, _ in _leaves(config) if other.rpartition(".")[2] == name]
+    if elsewhere and not hint:
+        hint = f"did you mean {' or '.join(elsewhere[:3])}? "
     return f"{path}: unknown field; {hint}legal: {', '.join(legal)}"
+
+
+def _hint(value: Any, legal: str) -> str:
+    """For a wrong value and its legal ones in quotes, as pydantic lists them."""
+    return did_you_mean(value, re.findall(r"'([^']*)'", legal)) if isinstance(value, str) else ""
 
 
 def _one_line(error: ValidationError, values: Any) -> str:
@@ -285,9 +327,10 @@ def _one_line(error: ValidationError, values: Any) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "unexpected_keyword_argument":
         legal = [f.name for f in dataclasses.fields(cls)] if cls else []
-        return _unknown(where, path[-1], legal)
+        return _unknown(where, path[-1], legal, values)
     if kind == "union_tag_invalid":
-        return f"{where}.kind is {context['tag']!r}; legal: {context['expected_tags']}"
+        tag, tags = context["tag"], context["expected_tags"]
+        return f"{where}.kind is {tag!r}; {_hint(tag, tags)}legal: {tags}"
     if kind == "union_tag_not_found":
         return f"{where}.kind is missing"
     if kind == "value_error":
@@ -295,7 +338,8 @@ def _one_line(error: ValidationError, values: Any) -> str:
     if kind == "missing":
         return f"{where} is missing"
     legal = problem["msg"].replace("Input should be", "it must be")
-    return f"{where} is {json.dumps(problem['input'])}; {legal}"
+    hint = _hint(problem["input"], legal) if kind == "literal_error" else ""
+    return f"{where} is {json.dumps(problem['input'])}; {hint}{legal}"
 
 
 def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], type | None]:
@@ -306,6 +350,12 @@ def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], ty
     for part in location:
         if isinstance(values, list) and isinstance(part, str):
             break  # a member of a union of plain types
+        if isinstance(values, list) and isinstance(part, int):
+            path.append(str(part))
+            holder, values = cls, values[part] if part < len(values) else None
+            members = typing.get_args(cls)
+            cls = _class_for(members[0] if members else None, values)
+            continue
         if isinstance(values, dict) and part == values.get("kind") and part not in values:
             continue  # the tag of a union
         path.append(str(part))
@@ -319,7 +369,7 @@ def _locate(location: tuple[int | str, ...], values: Any) -> tuple[list[str], ty
 def _class_for(hint: Any, values: Any) -> Any:
     """The config class that a type hint means for these values (its ``kind`` picks of a union)."""
     members = typing.get_args(hint)
-    if not members:
+    if not members or isinstance(values, list):
         return hint
     kinds = [member for member in members if dataclasses.is_dataclass(member)]
     if len(kinds) == 1:  # a part that may be absent

@@ -4,9 +4,13 @@ P1 is arXiv 2509.24406, P2 is Rosić & Umar 2025.
 """
 
 import inspect
+import sys
+import traceback
+import types
 from collections.abc import Callable
+from pathlib import Path
 
-from muonlab.config import RunConfig, TrainConfig
+from muonlab.config import ConfigError, RunConfig, TrainConfig, read_config
 from muonlab.data import (
     DataConfig,
     DocumentSplit,
@@ -15,13 +19,13 @@ from muonlab.data import (
     LeakyWindowSplit,
     TrainBPE,
 )
-from muonlab.errors import UserError
 from muonlab.model import ModelConfig
 from muonlab.model.attention import AttentionConfig, MHLAConfig, MHSAConfig, MLAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 from muonlab.optim.config import P2_MUON, AdamWConfig, MuonConfig
 from muonlab.optim.learning_rate import P2Config
+from muonlab.spelling import did_you_mean
 
 COSMOPEDIA = HubConfig(name="HuggingFaceTB/smollm-corpus", config="cosmopedia-v2")
 
@@ -241,10 +245,59 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def recipe(name: str) -> RunConfig:
-    """The recipe of that name; raises UserError with the legal ones."""
+    """The recipe of that name, the config of a ``.json`` file, or a function of a user's own file.
+
+    ``my_recipes.py:tiny`` calls the function ``tiny`` of that file. Raises ConfigError.
+    """
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py") or name.endswith(".py"):
+        return _own_recipe(Path(file or name), function if file else "")
+    if name.endswith(".json"):
+        return read_config(Path(name))
     if name not in RECIPES:
-        raise UserError(f"recipe {name!r} is unknown; legal: {', '.join(RECIPES)}")
+        raise ConfigError(
+            f"recipe {name!r} is unknown; {did_you_mean(name, RECIPES)}"
+            f"legal: {', '.join(RECIPES)}, a .json file, or my_recipes.py:function"
+        )
     return RECIPES[name]()
+
+
+def _own_recipe(path: Path, name: str) -> RunConfig:
+    """Call a function of a Python file; a mistake in the file is one line that says where."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    module = types.ModuleType(path.stem)
+    sys.modules[path.stem] = module  # where dataclasses of the file look for it
+    sys.path.insert(0, str(path.parent.absolute()))  # the file may import its neighbours
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == path.stem and name[0] != "_"
+        }
+        config = own[name]() if name in own else None
+    except SyntaxError as error:
+        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
+        raise ConfigError(f"{where}: {error.msg}: {(error.text or '').strip()}") from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else f"{path}:{name}"
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if name not in own:
+        raise ConfigError(
+            f"{path} has no function {name!r}; {did_you_mean(name, own)}"
+            f"name one, as in {path}:recipe; it has: {', '.join(own) or 'none'}"
+        )
+    if not isinstance(config, RunConfig):
+        kind = type(config).__name__
+        raise ConfigError(f"{path}:{name} returned {kind}; it must return a RunConfig")
+    return config
 
 
 def describe_recipes() -> dict[str, str]:

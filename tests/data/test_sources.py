@@ -1,4 +1,5 @@
 import importlib.metadata
+import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from invented_corpus import write_directory, write_jsonl, write_parquet
 
 from muonlab.data import BuiltinConfig, DataConfig, DataError, HubConfig, LocalConfig
 from muonlab.data.sources import _sections
+from muonlab.data.standard_input import keep_standard_input
+
+SETS_IT = "; data.source.text_field=NAME sets it"
 
 
 def test_builtin_corpus_is_249_documents_of_english() -> None:
@@ -106,10 +110,10 @@ def test_bad_text_files(tmp_path: Path) -> None:
 
 
 def test_bad_paths(tmp_path: Path) -> None:
-    assert "holds no .txt file" in fails(LocalConfig(path=tmp_path))
+    assert "holds no .txt or .md file" in fails(LocalConfig(path=tmp_path))
     (tmp_path / "a.csv").write_text("x")
     message = fails(LocalConfig(path=tmp_path / "a.csv"))
-    assert message.endswith("expected .txt, .jsonl, .parquet or a directory")
+    assert message.endswith("expected .txt, .md, .jsonl, .parquet or a directory")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,10 @@ def test_bad_paths(tmp_path: Path) -> None:
     [
         ('{"text": "a"', "not JSON (Expecting ',' delimiter)"),
         ("[1]", "expected a JSON object, found list"),
-        ('{"body": "a", "id": 1}', "no field 'text', found body, id"),
+        (
+            '{"body": "a", "id": 1}',
+            f"no field 'text', found body, id{SETS_IT}",
+        ),
         ('{"text": null}', "field 'text' is NoneType, expected a string"),
         ('{"text": "\\ud800"}', "not UTF-8 at character 0 (surrogates not allowed)"),
     ],
@@ -131,7 +138,7 @@ def test_bad_jsonl_names_the_line(tmp_path: Path, line: str, complaint: str) -> 
 def test_bad_parquet(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", ["x"] * 100)
     message = fails(LocalConfig(path=path, text_field="body"))
-    assert message == f"{path}: no column 'body', found id, text"
+    assert message == f"{path}: no column 'body', found id, text{SETS_IT}"
     assert "is int, expected a string" in fails(LocalConfig(path=path, text_field="id"))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -144,7 +151,7 @@ def test_bad_hub_data_sets(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["x"])
     name = str(tmp_path)
     message = fails(HubConfig(name=name, text_field="body"))
-    assert message == f"data set {name}, row 0: no field 'body', found id, text"
+    assert message == f"data set {name}, row 0: no field 'body', found id, text{SETS_IT}"
     assert "Available splits: ['train']" in fails(HubConfig(name=name, split="nope"))
     assert "Available: ['default']" in fails(HubConfig(name=name, config="nope"))
 
@@ -161,3 +168,59 @@ def test_interrupted_download_is_one_line_and_leaves_nothing(
     with pytest.raises(DataError, match=r"^data set some/corpus: ConnectionError: Connection brok"):
         config.prepare(tmp_path, progress=False)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_markdown_is_text(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("B")
+    (tmp_path / "a.md").write_text("# A")
+    (tmp_path / "c.rst").write_text("no corpus")
+    assert list(LocalConfig(path=tmp_path).documents()) == ["# A", "B"]
+    assert list(LocalConfig(path=tmp_path / "a.md").documents()) == ["# A"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+    ],
+)
+def test_wide_text_is_named_with_the_way_to_convert_it(
+    tmp_path: Path, encoding: str, name: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Fellow citizens\n".encode(encoding))
+    complaint = fails(LocalConfig(path=path))
+    assert f"this is {name}, expected UTF-8" in complaint
+    assert f"iconv -f {name} -t UTF-8 '{path}' > new.txt" in complaint
+
+
+def test_what_may_never_end_is_no_corpus(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe.txt", tmp_path / "zero.txt", tmp_path):
+        source = LocalConfig(path=path)
+        assert "a pipe, a device or a directory, expected a regular file" in fails(source)
+        with pytest.raises(DataError, match="expected a regular file"):
+            source.fingerprint()
+
+
+def test_a_name_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(ValueError, match="its name must be UTF-8"):
+        LocalConfig(path=Path(os.fsdecode(b"n\xff.txt")))
+
+
+def test_standard_input_is_kept_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = keep_standard_input(tmp_path, io.BytesIO(b"some text"))
+    assert keep_standard_input(tmp_path, io.BytesIO(b"some text")) == first
+    assert first.read_bytes() == b"some text"
+    with pytest.raises(DataError, match="standard input: it is empty"):
+        keep_standard_input(tmp_path, io.BytesIO())
+    monkeypatch.setattr("muonlab.data.standard_input.MAX_BYTES", 3)
+    with pytest.raises(DataError, match="standard input: more than 0 GiB; write it to a file"):
+        keep_standard_input(tmp_path, io.BytesIO(b"four"))
+    assert list(tmp_path.iterdir()) == [first]

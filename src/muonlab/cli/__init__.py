@@ -18,6 +18,7 @@ from tyro.extras import SubcommandApp
 
 from muonlab import __version__, allocator, cores
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
+from muonlab.spelling import did_you_mean
 from muonlab.streams import LastingStream, silence
 
 # where a command's function, or its group of commands, is; a function's docstring is its help
@@ -64,6 +65,12 @@ def run(arguments: Sequence[str]) -> int:
         if list(arguments) == ["--version"]:
             print(_version())
         else:
+            if arguments and arguments[0] not in COMMANDS and arguments[0][:1] != "-":
+                raise UserError(
+                    f"command {arguments[0]!r} is unknown; "
+                    f"{did_you_mean(arguments[0], COMMANDS)}legal: {', '.join(COMMANDS)} "
+                    f"(`muonlab --help` says what they do)"
+                )
             _application(arguments[0] if arguments else "").cli(
                 prog="muonlab",
                 description="Train, compare and run small Mixture-of-Experts language models.",

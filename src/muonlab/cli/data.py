@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import CacheDir, Overrides, RecipeName
+from muonlab.cli.configs import chosen_config, data_notes
+from muonlab.cli.options import CacheDir, Data, Overrides, RecipeName
 
 if TYPE_CHECKING:
     from muonlab.data import TokenData
@@ -16,18 +17,18 @@ application = SubcommandApp()
 
 @application.command
 def prepare(
-    recipe_name: RecipeName = "small", overrides: Overrides = (), cache_dir: CacheDir = None
+    recipe_name: RecipeName = "small",
+    overrides: Overrides = (),
+    *,
+    data: Data = (),
+    cache_dir: CacheDir = None,
 ) -> None:
-    """Encode a recipe's corpus into the cache, and say what it holds.
-
-    A corpus of your own: data.source.kind=local data.source.path=FILE, where FILE is a text file,
-    a directory of them, a .jsonl or a .parquet with a text field.
-    """
-    from muonlab.config import override
-    from muonlab.recipes import recipe
-
-    data = override(recipe(recipe_name), list(overrides)).data.prepare(cache_dir)
-    print_corpus(data)
+    """Encode a recipe's corpus, or your own text, into the cache, and say what it holds."""
+    config = chosen_config(recipe_name, data, overrides, cache_dir)
+    corpus = config.data.prepare(cache_dir)
+    print_corpus(corpus)
+    for note in data_notes(config, corpus):
+        Console(markup=False, highlight=False, soft_wrap=True).print(f"note: {note}")
 
 
 def print_corpus(data: "TokenData") -> None:

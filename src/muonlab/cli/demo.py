@@ -1,15 +1,16 @@
 """`muonlab demo`: two models, Muon against AdamW, from text to a page with the answer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
+from muonlab.cli.configs import with_data
 from muonlab.cli.data import print_corpus
-from muonlab.cli.options import RUNS_DIR, CacheDir, RunsDir
+from muonlab.cli.options import RUNS_DIR, CacheDir, Data, RunsDir
 from muonlab.cli.report import print_table
-from muonlab.cli.runs import with_text
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
@@ -29,9 +30,7 @@ INTRODUCTION = (
 
 def demo(
     *,
-    data: Annotated[
-        Path | None, tyro.conf.arg(help="your own text: a file or a directory of .txt")
-    ] = None,
+    data: Data = (),
     steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 300,
     runs_dir: RunsDir = RUNS_DIR,
     cache_dir: CacheDir = None,
@@ -46,7 +45,8 @@ def demo(
     from muonlab.train import train
 
     console = Console()
-    configs = [with_text(_short(make(), steps), data) for make in (small, small_adamw)]
+    chosen = with_data(small(), data, cache_dir).data
+    configs = [replace(_short(make(), steps), data=chosen) for make in (small, small_adamw)]
     corpus = configs[0].data.prepare(cache_dir)
     print_corpus(corpus)
     directories = []

@@ -1,12 +1,15 @@
 """`muonlab inspect`: what a recipe is and costs, from its config alone."""
 
+import json as json_format
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from muonlab.cli.options import Overrides, RecipeName
+from muonlab.cli.configs import chosen_config
+from muonlab.cli.options import CacheDir, Data, Overrides, RecipeName
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
@@ -14,15 +17,21 @@ if TYPE_CHECKING:
 
 
 def inspect_recipe(
-    recipe_name: RecipeName = "", overrides: Overrides = (), *, config: bool = False
+    recipe_name: RecipeName = "",
+    overrides: Overrides = (),
+    *,
+    data: Data = (),
+    config: Annotated[bool, tyro.conf.arg(help="print the complete config as JSON")] = False,
+    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON")] = False,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Print a recipe's parameters, FLOPs, bytes, and the optimizer of every parameter.
 
-    Without a recipe: the list of recipes. With --config: the complete config as JSON.
+    Without a recipe: the list of recipes.
     """
-    from muonlab.config import override, to_json
+    from muonlab.config import to_json
     from muonlab.optim import describe_groups, format_groups
-    from muonlab.recipes import describe_recipes, recipe
+    from muonlab.recipes import describe_recipes
 
     console = Console()
     if not recipe_name:
@@ -31,7 +40,7 @@ def inspect_recipe(
             table.add_row(name, purpose)
         console.print(table)
         return
-    chosen = override(recipe(recipe_name), list(overrides))
+    chosen = chosen_config(recipe_name, data, overrides, cache_dir)
     if config:
         print(to_json(chosen), end="")
         return
@@ -39,10 +48,58 @@ def inspect_recipe(
         warnings.simplefilter("ignore")  # printed below
         model = chosen.model.build(0, "meta")
     optimizer = chosen.optimizer.build(model)
+    if json:
+        _print_json(chosen, optimizer)
+        return
     _print_costs(console, chosen, optimizer)
     print(format_groups(describe_groups(model, optimizer.param_groups)))
     for warning in chosen.model.attention.warnings:
         console.print(f"warning: {warning}", style="bold red")
+
+
+def _print_json(config: "RunConfig", optimizer: "Muon") -> None:
+    from muonlab.model.accounting import account
+
+    settings = config.train
+    micro_batch = settings.micro_batch_size or settings.batch_size
+    costs = account(
+        config.model, batch=micro_batch, length=settings.sequence_length, bytes_per_value=2
+    )
+    tokens = settings.batch_size * settings.sequence_length
+    values = {
+        "parameters": costs.parameters,
+        "active_parameters": costs.active_parameters,
+        "muon_parameters": _muon_parameters(optimizer),
+        "forward_flops_per_token": costs.forward_flops,
+        "backward_flops_per_token": costs.backward_flops,
+        "tokens_per_update": tokens,
+        "model_flops_per_update": 3 * costs.forward_flops * tokens,
+        "optimizer_flops_per_update": optimizer.step_flops(),
+        "weight_bytes": costs.weight_bytes,
+        "gradient_bytes": costs.gradient_bytes,
+        "optimizer_bytes": costs.optimizer_bytes(_muon_parameters(optimizer)),
+        "activation_bytes": costs.activation_bytes,
+        "decoding_state_bytes": costs.state_bytes,
+        "parts": [
+            {
+                "name": part.name,
+                "parameters": part.parameters,
+                "active_parameters": part.active_parameters,
+                "forward_flops_per_token": part.forward_flops,
+            }
+            for part in costs.parts
+        ],
+    }
+    print(json_format.dumps(values, indent=2))
+
+
+def _muon_parameters(optimizer: "Muon") -> int:
+    return sum(
+        parameter.numel()
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if group["algorithm"] == "muon"
+    )
 
 
 def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> None:
@@ -71,12 +128,6 @@ def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> No
         f"{costs.forward_flops / 1e6:.3f}",
     )
     console.print(parts)
-    muon_parameters = sum(
-        parameter.numel()
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if group["algorithm"] == "muon"
-    )
     tokens = settings.batch_size * settings.sequence_length
     update_flops = 3 * costs.forward_flops * tokens
     memory = Table("memory", title=f"bf16, {micro_batch} × {settings.sequence_length} tokens")
@@ -84,7 +135,7 @@ def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> No
     for name, num_bytes in (
         ("weights (fp32)", costs.weight_bytes),
         ("gradients (fp32)", costs.gradient_bytes),
-        ("optimizer state (fp32)", costs.optimizer_bytes(muon_parameters)),
+        ("optimizer state (fp32)", costs.optimizer_bytes(_muon_parameters(optimizer))),
         ("activations (bf16, about)", costs.activation_bytes),
         ("decoding state (bf16)", costs.state_bytes),
     ):

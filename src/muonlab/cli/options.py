@@ -20,7 +20,20 @@ RunPath = Annotated[
 RecipeName = Annotated[
     str,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="RECIPE", help="its name; `muonlab inspect` lists all"),
+    tyro.conf.arg(
+        metavar="RECIPE",
+        help="a name (`muonlab inspect` lists all), a config.json, or my_recipes.py:function",
+    ),
+]
+Data = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="TEXT",
+        help="your own text instead: a file (.txt .md .jsonl .parquet), a directory of texts, or - "
+        "for standard input; several mix: --data a.txt=0.7 --data b.txt=0.3",
+        help_behavior_hint="(default: the recipe's corpus)",
+    ),
 ]
 Overrides = Annotated[
     tuple[str, ...],

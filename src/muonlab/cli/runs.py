@@ -1,15 +1,16 @@
 """`muonlab train | resume | import`: making runs, and going on from something."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
+from muonlab.cli.configs import data_notes, with_data
 from muonlab.cli.options import (
     RUNS_DIR,
     CacheDir,
+    Data,
     Overrides,
     RecipeName,
     RunPath,
@@ -25,9 +26,7 @@ def train_recipe(
     recipe_name: RecipeName,
     overrides: Overrides = (),
     *,
-    data: Annotated[
-        Path | None, tyro.conf.arg(help="train on your own text: a file or a directory")
-    ] = None,
+    data: Data = (),
     init_from: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -54,7 +53,7 @@ def train_recipe(
         source = open_pretrained(init_from)
         config = begin_from(config, source)
         _say(f"beginning with the weights of {source.about}")
-    config = with_text(override(config, list(overrides)), data)
+    config = override(with_data(config, data, cache_dir), list(overrides))
     if init_from is not None:
         optimizer = config.optimizer
         _say(
@@ -153,18 +152,6 @@ def _how_to_go_on(run: "RunDirectory") -> str:
     return f"`muonlab resume {run.path}` continues it"
 
 
-def with_text(config: "RunConfig", path: Path | None) -> "RunConfig":
-    """The config with the whole of a local text as its corpus, found from any directory later."""
-    from muonlab.data import LocalConfig
-
-    if path is None:
-        return config
-    data = dataclasses.replace(
-        config.data, source=LocalConfig(path=path.absolute()), max_documents=None
-    )
-    return dataclasses.replace(config, data=data)
-
-
 def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path | None) -> None:
     """Train with a progress bar; say where, and how it ended."""
     from muonlab.train import train
@@ -172,6 +159,8 @@ def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path | None) ->
     for warning in (*config.model.attention.warnings, *config.data.split.warnings):
         _say(f"warning: {warning}", style="bold red")
     data = config.data.prepare(cache_dir)
+    for note in data_notes(config, data):
+        _say(f"note: {note}")
     _say(f"training in {run.path}")
     summary = train(config, run, data)
     _say(

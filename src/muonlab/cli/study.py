@@ -11,6 +11,7 @@ from tyro.extras import SubcommandApp
 
 from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
 from muonlab.errors import UserError
+from muonlab.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
@@ -178,7 +179,10 @@ def find(name: str, scale: Scale) -> "Experiment":
     from muonlab.papers import EXPERIMENTS
 
     if name not in EXPERIMENTS:
-        raise UserError(f"study {name!r} is unknown; legal: {', '.join(EXPERIMENTS)}")
+        raise UserError(
+            f"study {name!r} is unknown; {did_you_mean(name, EXPERIMENTS)}"
+            f"legal: {', '.join(EXPERIMENTS)}"
+        )
     return EXPERIMENTS[name](scale)
 
 

@@ -2,7 +2,7 @@
 
 from muonlab.data.errors import DataError
 from muonlab.data.prepare import DataConfig
-from muonlab.data.sources import BuiltinConfig, HubConfig, LocalConfig, Source
+from muonlab.data.sources import BuiltinConfig, HubConfig, LocalConfig, MixtureConfig, Source
 from muonlab.data.splits import DocumentSplit, LeakyWindowSplit, Split, SplitName
 from muonlab.data.tokenizer import (
     HubTokenizer,
@@ -24,6 +24,7 @@ __all__ = [
     "HubTokenizer",
     "LeakyWindowSplit",
     "LocalConfig",
+    "MixtureConfig",
     "Source",
     "Split",
     "SplitName",

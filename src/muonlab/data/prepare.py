@@ -18,8 +18,8 @@ import rich.progress
 
 from muonlab.data.errors import DataError
 from muonlab.data.shards import FORMAT_VERSION, CacheDamagedError, ShardWriter
-from muonlab.data.sources import BuiltinConfig, Source
-from muonlab.data.splits import DocumentSplit, Split
+from muonlab.data.sources import BuiltinConfig, MixtureConfig, Source, take_turns
+from muonlab.data.splits import SPLIT_NAMES, DocumentSplit, Split
 from muonlab.data.tokenizer import TextTokenizer, TokenizerConfig, TrainBPE
 from muonlab.data.tokens import TokenData
 from muonlab.places import corpora
@@ -48,6 +48,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1, or null for no limit")
+        if len(self.source.parts) > 1 and not self.split.takes_mixtures:
+            raise ValueError(f"split is {self.split.kind}, which takes one source, no mixture")
 
     def prepare(
         self,
@@ -93,12 +95,22 @@ class DataConfig:
 
     def documents(self) -> Iterator[str]:
         """The documents within the limits, without empty ones."""
-        texts = (text for text in self.source.documents() if text)
-        for text in itertools.islice(texts, self.max_documents):
-            yield text[: self.max_characters_per_document]
+        return (text for _, text in self._numbered_documents())
+
+    def _numbered_documents(self) -> Iterator[tuple[int, str]]:
+        """The documents, with the number of the source that each is of."""
+        for number, text in itertools.islice(take_turns(self.source.parts), self.max_documents):
+            yield number, text[: self.max_characters_per_document]
+
+    def _streams(self) -> list[str]:
+        num_sources = len(self.source.parts)
+        if num_sources == 1:
+            return list(SPLIT_NAMES)
+        return [f"train.{number}" for number in range(num_sources)] + ["validation", "test"]
 
     def _open(self, directory: Path) -> TokenData:
-        return TokenData(directory, self.split, self.tokenizer.end_of_text)
+        weights = self.source.weights if isinstance(self.source, MixtureConfig) else None
+        return TokenData(directory, self.split, self.tokenizer.end_of_text, weights)
 
     def _build(self, directory: Path, num_workers: int, progress: bool) -> None:
         columns = (
@@ -115,38 +127,51 @@ class DataConfig:
             tokenizer = self.tokenizer.build(training)
             start = time.perf_counter()
             bar.reset(task, description="encoding", total=self._progress_total())
-            with ShardWriter(directory, tokenizer.vocab_size) as writer:
-                for text, ids in _encoded(self.documents(), tokenizer, num_workers):
-                    has_room = self._append(writer, tokenizer, text, ids)
+            with ShardWriter(directory, tokenizer.vocab_size, self._streams()) as writer:
+                documents = _encoded(self._numbered_documents(), tokenizer, num_workers)
+                for number, text, ids in documents:
+                    has_room = self._append(writer, tokenizer, number, text, ids)
                     rate = writer.num_tokens / (time.perf_counter() - start)
                     done = self._progress_done(writer)
                     bar.update(task, completed=done, num_tokens=writer.num_tokens, rate=rate)
                     if not has_room:
                         break
                 self._check(writer)
+                if self.cache_key() != directory.name:
+                    raise DataError("the corpus has changed while it was read; run it again")
                 writer.finish(tokenizer.to_json())
 
     def _append(
-        self, writer: ShardWriter, tokenizer: TextTokenizer, text: str, ids: list[int]
+        self,
+        writer: ShardWriter,
+        tokenizer: TextTokenizer,
+        source: int,
+        text: str,
+        ids: list[int],
     ) -> bool:
         """Write one document, or what fits of it; whether there is room for another."""
-        split = self.split.assign(text)
+        stream: str = self.split.assign(text)
+        if stream == "train" and len(self.source.parts) > 1:
+            stream = f"train.{source}"
         if self.split.end_of_text:
             ids = [*ids, tokenizer.eot_id]
         room = math.inf if self.max_tokens is None else self.max_tokens - writer.num_tokens
         if len(ids) > room:
             ids = ids[: int(room)]
             text = tokenizer.decode(ids)
-        writer.append(split, ids, len(text.encode()))
+        writer.append(stream, ids, len(text.encode()))
         return len(ids) < room
 
     def _check(self, writer: ShardWriter) -> None:
         num_documents = {name: len(offsets) - 1 for name, offsets in writer.offsets.items()}
         total = sum(num_documents.values())
-        for name in self.split.needed_streams():
-            if num_documents[name] == 0:
+        needed = self.split.needed_streams()
+        for stream, count in num_documents.items():
+            split, _, source = stream.partition(".")
+            if split in needed and count == 0:
+                where = f" of data.source.sources.{source}" if source else ""
                 raise DataError(
-                    f"the {name} split holds none of the corpus's {total} documents; "
+                    f"the {split} split{where} holds none of the corpus's {total} documents; "
                     f"give it more documents, a larger fraction or another salt"
                 )
 
@@ -162,8 +187,9 @@ class DataConfig:
 
 
 def _encoded(
-    documents: Iterator[str], tokenizer: TextTokenizer, num_workers: int
-) -> Iterator[tuple[str, list[int]]]:
+    documents: Iterator[tuple[int, str]], tokenizer: TextTokenizer, num_workers: int
+) -> Iterator[tuple[int, str, list[int]]]:
     with ThreadPoolExecutor(num_workers) as pool:
         while chunk := list(itertools.islice(documents, num_workers * DOCUMENTS_PER_WORKER)):
-            yield from zip(chunk, pool.map(tokenizer.encode, chunk), strict=True)
+            numbers, texts = zip(*chunk, strict=True)
+            yield from zip(numbers, texts, pool.map(tokenizer.encode, texts), strict=True)

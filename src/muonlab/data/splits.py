@@ -30,6 +30,7 @@ class DocumentSplit:
     salt: str = ""
 
     end_of_text: ClassVar[bool] = True
+    takes_mixtures: ClassVar[bool] = True
     warnings: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -94,6 +95,7 @@ class LeakyWindowSplit:
     generator_seed: int = 42
 
     end_of_text: ClassVar[bool] = False
+    takes_mixtures: ClassVar[bool] = False
     warnings: ClassVar[tuple[str, ...]] = (
         "leaky split: validation windows overlap training windows in all but a few tokens, "
         "so the validation loss measures memorisation",
