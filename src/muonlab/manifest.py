@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from muonlab import machine
+from muonlab import __version__, machine
 from muonlab.config import RunConfig
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
@@ -24,12 +24,12 @@ def manifest(
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything about a run that its config does not say."""
-    packages = ("muonlab", "torch", "numpy", "tokenizers")
+    packages = ("torch", "numpy", "tokenizers")
     return {
         "created": now(),
         "fingerprint": config.fingerprint(),
         "git": git_state(),
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {"muonlab": __version__} | {name: metadata.version(name) for name in packages},
         "machine": machine.describe(device),
         "dtype": machine.resolve_dtype_name(config.train.dtype, device),
         "data_hash": data.data_hash,

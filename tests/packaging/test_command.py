@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+from tiny_runs import Train
 
 from muonlab import __version__
 from muonlab.bench.optimizer import SETS
@@ -58,6 +59,30 @@ def test_version() -> None:
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output.startswith(f"muonlab {__version__}, torch ")
     assert output.count("\n") == 1
+
+
+def test_a_warning_of_the_model_is_said_once(
+    train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning, match="not causal") as warned:
+        assert train_tiny("model.attention.kind=mhla", "train.steps=1") == 0
+    captured = capsys.readouterr()
+    said = captured.out.count("not causal") + captured.err.count("not causal")
+    places = {(each.filename, each.lineno) for each in warned}  # Python shows one of each
+    assert len(places) + said == 1, places
+
+
+GROUPS = {"study": "run report show status list", "bench": "attention decode optimizer"}
+
+
+def test_help_shows_no_default_that_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [[name] for name in COMMANDS] + [["theory", "run"], ["data", "prepare"]]
+    lines += [[group, name] for group, names in GROUPS.items() for name in names.split()]
+    for line in lines:
+        assert run([*line, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        for riddle in ("{None}", "(default: )", "(default: None)"):
+            assert riddle not in text, line
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

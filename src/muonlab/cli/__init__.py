@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
+import tyro
 from tyro.extras import SubcommandApp
 
 from muonlab import __version__, allocator, cores
@@ -75,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
                 prog="muonlab",
                 description="Train, compare and run small Mixture-of-Experts language models.",
                 args=list(arguments) or ["--help"],
+                config=(tyro.conf.DisallowNone,),  # "PATH" in help, not "{None}|PATH"
             )
         sys.stdout.flush()
     except InterruptedRun as stop:

@@ -27,7 +27,10 @@ def attention(
     *,
     lengths: tuple[int, ...] = (512, 1024, 2048, 4096),
     rounds: Rounds = 5,
-    plot: Annotated[Path | None, tyro.conf.arg(help="also draw the curves to this PNG")] = None,
+    plot: Annotated[
+        Path | None,
+        tyro.conf.arg(help="also draw the curves to this PNG", help_behavior_hint=""),
+    ] = None,
 ) -> None:
     """Time and memory of every attention kind over the length."""
     from muonlab.bench import attention as attention_bench

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from muonlab.data.splits import SplitName
     from muonlab.model import LanguageModel
 
-Step = Annotated[int | None, tyro.conf.arg(help="a checkpoint's step; default: the newest")]
+Step = Annotated[
+    int | None,
+    tyro.conf.arg(help="a checkpoint's step", help_behavior_hint="(default: the newest)"),
+]
 
 
 def evaluate_run(
@@ -21,9 +24,14 @@ def evaluate_run(
     *,
     split: Literal["validation", "test"] = "validation",
     tasks: Annotated[
-        tuple[str, ...], tyro.conf.arg(help="lm-evaluation-harness tasks, instead of the split")
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="lm-evaluation-harness tasks, instead of the split", help_behavior_hint=""
+        ),
     ] = (),
-    limit: Annotated[int | None, tyro.conf.arg(help="examples of each task")] = None,
+    limit: Annotated[
+        int | None, tyro.conf.arg(help="examples of each task", help_behavior_hint="(default: all)")
+    ] = None,
     step: Step = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -82,10 +90,17 @@ def generate_from_run(
     *,
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(help="one or several texts to continue")],
     max_new_tokens: Annotated[
-        int | None, tyro.conf.arg(help="default: 200, or as many as fit the trained length")
+        int | None,
+        tyro.conf.arg(
+            help="how long to go on",
+            help_behavior_hint="(default: 200, or as many as fit the trained length)",
+        ),
     ] = None,
     temperature: Annotated[float, tyro.conf.arg(help="0: always the likeliest token")] = 0.8,
-    top_k: Annotated[int | None, tyro.conf.arg(help="choose among this many tokens")] = None,
+    top_k: Annotated[
+        int | None,
+        tyro.conf.arg(help="choose among this many tokens", help_behavior_hint="(default: all)"),
+    ] = None,
     top_p: Annotated[float, tyro.conf.arg(help="choose among this much probability")] = 1.0,
     seed: int = 0,
     extend: Annotated[bool, tyro.conf.arg(help="go beyond the trained length")] = False,
@@ -131,7 +146,9 @@ def generate_from_run(
 def export_run(
     run_path: RunPath,
     *,
-    to: Annotated[Path | None, tyro.conf.arg(help="a new directory; default: RUN/hf")] = None,
+    to: Annotated[
+        Path | None, tyro.conf.arg(help="a new directory", help_behavior_hint="(default: RUN/hf)")
+    ] = None,
     format: Literal["hf"] = "hf",  # noqa: A002 (the flag's name)
     step: Step = None,
     cache_dir: CacheDir = None,

@@ -11,7 +11,11 @@ application = SubcommandApp()
 
 @application.command
 def schedules(
-    *, plot: Annotated[Path | None, tyro.conf.arg(help="also draw them all to this PNG")] = None
+    *,
+    plot: Annotated[
+        Path | None,
+        tyro.conf.arg(help="also draw them all to this PNG", help_behavior_hint=""),
+    ] = None,
 ) -> None:
     """Every named schedule: its coefficients, its band of singular values, its curve."""
     from muonlab.optim.schedules import describe_schedules

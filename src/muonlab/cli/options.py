@@ -41,6 +41,7 @@ Overrides = Annotated[
     tyro.conf.arg(
         metavar="FIELD=VALUE",
         help="changes to any field of the config, such as model.dim=256 optimizer.kind=adamw",
+        help_behavior_hint="(default: none)",
     ),
 ]
 

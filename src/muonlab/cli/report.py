@@ -15,7 +15,9 @@ from muonlab.errors import UserError
 RunPaths = Annotated[
     tuple[Path, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="RUN", help="run directories, or directories of runs"),
+    tyro.conf.arg(
+        metavar="RUN", help="run directories, or directories of runs", help_behavior_hint=""
+    ),
 ]
 Place = Annotated[
     Path | None,

@@ -33,6 +33,7 @@ def train_recipe(
             metavar="RUN",
             help="begin with the model, weights and tokenizer of a run (or one of its "
             "checkpoints) or of a Hugging Face directory",
+            help_behavior_hint="",
         ),
     ] = None,
     runs_dir: RunsDir = RUNS_DIR,
@@ -73,7 +74,10 @@ def resume(
     run_path: RunPath,
     *,
     steps_more: Annotated[
-        int | None, tyro.conf.arg(help="give a finished run this many steps more", metavar="N")
+        int | None,
+        tyro.conf.arg(
+            help="give a finished run this many steps more", metavar="N", help_behavior_hint=""
+        ),
     ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -156,7 +160,7 @@ def execute(config: "RunConfig", run: "RunDirectory", cache_dir: Path | None) ->
     """Train with a progress bar; say where, and how it ended."""
     from muonlab.train import train
 
-    for warning in (*config.model.attention.warnings, *config.data.split.warnings):
+    for warning in config.data.split.warnings:  # the model warns when it is built
         _say(f"warning: {warning}", style="bold red")
     data = config.data.prepare(cache_dir)
     for note in data_notes(config, data):

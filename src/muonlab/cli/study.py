@@ -27,7 +27,7 @@ StudyName = Annotated[
 StudyNames = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="STUDY", help="their names; none: all"),
+    tyro.conf.arg(metavar="STUDY", help="their names", help_behavior_hint="(default: all)"),
 ]
 AtScale = Annotated[Scale, tyro.conf.arg(help="nano: minutes; small: hours; paper: a GPU")]
 StudiesDir = Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")]
@@ -58,7 +58,11 @@ def run(
     *,
     scale: AtScale = "small",
     workers: Annotated[
-        int | None, tyro.conf.arg(help="runs side by side; default: the cores over the threads")
+        int | None,
+        tyro.conf.arg(
+            help="runs side by side",
+            help_behavior_hint="(default: usable cores divided by threads)",
+        ),
     ] = None,
     threads: Annotated[int, tyro.conf.arg(help="threads of each run")] = 1,
     executor: Annotated[

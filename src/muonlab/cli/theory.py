@@ -13,7 +13,7 @@ application = SubcommandApp()
 Names = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="NAME", help="checks, such as rate; none: all"),
+    tyro.conf.arg(metavar="NAME", help="checks, such as rate", help_behavior_hint="(default: all)"),
 ]
 AtScale = Annotated[Scale, tyro.conf.arg(help="nano: minutes; small: more seeds, up to an hour")]
 
