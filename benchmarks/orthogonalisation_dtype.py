@@ -20,7 +20,7 @@ from torch import Tensor
 from muonlab.config import RunConfig
 from muonlab.data import TokenData
 from muonlab.model.moe import MoEConfig
-from muonlab.optim import polar
+from muonlab.optim import polar, update
 from muonlab.optim.config import MuonConfig
 from muonlab.recipes import small
 from muonlab.runs import RunDirectory
@@ -71,7 +71,7 @@ def watched(resolved: float) -> Iterator[dict[str, list[Tensor]]]:
     With another threshold of `polar`.
     """
     found: dict[str, list[Tensor]] = {"ranks": [], "unreliable": []}
-    iterate, normalise, threshold = polar.polar_iterations, polar._normalise_gram_, polar.RESOLVED
+    iterate, normalise, threshold = update.polar_iterations, polar._normalise_gram_, polar.RESOLVED
 
     def iterations(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
         out, reliable = iterate(x, *arguments)
@@ -83,11 +83,11 @@ def watched(resolved: float) -> Iterator[dict[str, list[Tensor]]]:
         found["ranks"].append(1 / r.float().square().sum(dim=(1, 2)))
         return results
 
-    polar.polar_iterations, polar._normalise_gram_, polar.RESOLVED = iterations, gram, resolved
+    update.polar_iterations, polar._normalise_gram_, polar.RESOLVED = iterations, gram, resolved
     try:
         yield found
     finally:
-        polar.polar_iterations, polar._normalise_gram_ = iterate, normalise
+        update.polar_iterations, polar._normalise_gram_ = iterate, normalise
         polar.RESOLVED = threshold
 
 

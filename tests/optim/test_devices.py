@@ -213,7 +213,7 @@ def test_waves_of_batches_equal_batches_side_by_side(dtype, second_moment, monke
             muon.step()
 
     train(ours, 256 << 20)
-    monkeypatch.setattr(update, "_update_side_by_side", waves_on_the_cpu)
+    monkeypatch.setattr(update, "update_side_by_side", waves_on_the_cpu)
     train(other, 1 << 20)
     for p, q in zip(ours, other, strict=True):
         bound = 1e-5 if dtype == "fp32" else 3e-2
@@ -221,8 +221,8 @@ def test_waves_of_batches_equal_batches_side_by_side(dtype, second_moment, monke
 
 
 def waves_on_the_cpu(work, workspaces):
-    for wave in update._waves(work, 1 << 15):
-        update._update_wave(wave, workspaces[0])
+    for wave in update.waves(work, 1 << 15):
+        update.update_wave(wave, workspaces[0])
 
 
 def test_sizes_come_from_one_place(monkeypatch):

@@ -1,5 +1,6 @@
 """`muonlab bench …`: measurements on this machine, printed as tables."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,10 @@ def optimizer(*, sets: tuple[str, ...] = ("p2", "moe", "dense"), rounds: Rounds 
     from muonlab.bench import optimizer as optimizer_bench
 
     for name in sets:
-        print(optimizer_bench.bench_optimizer(name, rounds=rounds).text(), flush=True)
+        found = optimizer_bench.bench_optimizer(
+            name, rounds=rounds, report=lambda line: print(line, file=sys.stderr, flush=True)
+        )
+        print(found.text(), flush=True)
 
 
 @application.command

@@ -30,7 +30,7 @@ class MuonConfig:
     nesterov: bool = True
     schedule: str | Schedule = "keller5"
     scale: Scale = "match_rms_adamw"
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "bf16_large", "fp16"] = "auto"
     cautious: bool = False
     second_moment: SecondMoment = "none"
     beta2: float = 0.95

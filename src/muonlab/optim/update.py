@@ -103,14 +103,14 @@ def update(
             shapes.add(shape)
             work.append(Batch(batch, options, collector))
     if on_cpu:
-        _update_side_by_side(work, workspaces)
+        update_side_by_side(work, workspaces)
     else:
-        for wave in _waves(work, max_bytes - bytes_each):
-            _update_wave(wave, workspaces[0])
+        for wave in waves(work, max_bytes - bytes_each):
+            update_wave(wave, workspaces[0])
     return Collector.joined(batch.collector for batch in work if batch.collector is not None)
 
 
-def _update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None:
+def update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None:
     free: SimpleQueue[Workspace] = SimpleQueue()
     for workspace in workspaces:
         free.put(workspace)
@@ -128,7 +128,7 @@ def _update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None
     parallel_map(finish, work, len(workspaces))
 
 
-def _update_wave(wave: list[Batch], workspace: Workspace) -> None:
+def update_wave(wave: list[Batch], workspace: Workspace) -> None:
     """One wave of batches with a single question of the host to the device."""
     started = []
     for batch in wave:
@@ -143,7 +143,7 @@ def _update_wave(wave: list[Batch], workspace: Workspace) -> None:
         _apply(batch, directions)
 
 
-def _waves(work: list[Batch], max_bytes: int) -> Iterator[list[Batch]]:
+def waves(work: list[Batch], max_bytes: int) -> Iterator[list[Batch]]:
     """Batches of one device whose directions take at most ``max_bytes`` together."""
     wave: list[Batch] = []
     used = 0
