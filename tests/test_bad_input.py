@@ -232,8 +232,7 @@ def test_bad_arguments(
     ("arguments", "message"),
     [
         (["eval", "--step", "5"], "has no checkpoint of step 5; it has [2, 4, 6]"),
-        (["generate", "--prompt", ""], "prompt 0 is empty"),
-        (["generate", "--prompt"], "there are no prompts"),
+        (["eval", "--data", "a.txt", "--data", "b.txt"], "eval measures one text at a time"),
         (["generate", "--prompt", "a", "--temperature", "-1"], "temperature is -1.0; it must be"),
         (["generate", "--prompt", "a", "--max-new-tokens", "999"], "was trained for 64"),
     ],

@@ -12,8 +12,8 @@ from tiny_runs import Capture, MakeConfig, complaint, write_text
 
 import muonlab
 from muonlab.cli import run
-from muonlab.data import DataError, TokenData
-from muonlab.generate import GenerateOptions, generate_text
+from muonlab.data import DataError, LocalConfig, TokenData
+from muonlab.generate import GenerateOptions, generate, generate_text
 from muonlab.places import corpora, user_cache
 from muonlab.runs import RunDirectory, RunError
 from muonlab.train import train
@@ -148,3 +148,36 @@ def test_damage_to_the_manifest_is_named(alone: RunDirectory) -> None:
     (alone.path / "manifest.json").write_text("{}")
     with pytest.raises(RunError, match=r"manifest\.json is damaged: it has no 'fingerprint'"):
         muonlab.load(alone.path)
+
+
+def test_a_new_document_begins_without_a_prompt(
+    finished_run: RunDirectory, capsys: Capture
+) -> None:
+    command = ["generate", str(finished_run.path), "--max-new-tokens", "5", "--temperature", "0"]
+    assert run(command) == 0
+    text = capsys.readouterr().out.removesuffix("\n")
+    loaded = muonlab.load(finished_run.path)
+    eot, options = loaded.tokenizer.eot_id, GenerateOptions(max_new_tokens=5, temperature=0)
+    steps = list(generate(loaded.model, [[eot]], options, eot))
+    assert text == loaded.tokenizer.decode([step[0] for step in steps if step[0] is not None])
+
+
+def test_a_run_is_measured_on_a_given_text_without_its_corpus(
+    alone: RunDirectory, tmp_path: Path, capsys: Capture
+) -> None:
+    other = write_text(tmp_path / "other.txt", 3_000)
+    command = ["eval", str(alone.path), "--data", str(other)]
+    assert run([*command, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    loaded = muonlab.load(alone.path)
+    documents = list(LocalConfig(path=other).documents())
+    tokens = [i for text in documents for i in (*loaded.tokenizer.encode(text), 0)]
+    assert loaded.tokenizer.eot_id == 0
+    windows = [tokens[i : i + 33] for i in range(0, len(tokens) - 1, 32)]
+    losses = []
+    for window in windows:
+        ids = torch.tensor([window])
+        losses.append(loaded.model.score(ids[:, :-1], ids[:, 1:])[0].losses.flatten())
+    assert values["text/loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-4)
+    assert run(command) == 0
+    assert "text/loss" in capsys.readouterr().out

@@ -94,10 +94,11 @@ def generate_text(
 ) -> Iterator[list[str]]:
     """Continue every prompt: one list per step, with the text that each row has grown by.
 
+    An empty prompt starts from the end-of-text token, as a new document does.
     A piece is empty while a character's bytes are incomplete, and once its row has ended.
     Errors as in `generate`.
     """
-    token_ids = [tokenizer.encode(prompt) for prompt in prompts]
+    token_ids = [tokenizer.encode(prompt) or [tokenizer.eot_id] for prompt in prompts]
     steps = generate(model, token_ids, options, tokenizer.eot_id)
     streams = [DecodeStream(ids=ids, skip_special_tokens=False) for ids in token_ids]
 

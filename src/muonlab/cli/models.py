@@ -1,16 +1,20 @@
 """`muonlab eval | generate | export`: what a trained model can do."""
 
+import json as json_format
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from muonlab.cli.options import CacheDir, Native, RunPath
+from muonlab.cli.configs import read_source
+from muonlab.cli.options import CacheDir, Data, Native, RunPath
+from muonlab.errors import UserError
 
 if TYPE_CHECKING:
     from muonlab.data import TokenData
     from muonlab.data.splits import SplitName
+    from muonlab.loading import LoadedRun
     from muonlab.model import LanguageModel
 
 Step = Annotated[
@@ -23,6 +27,8 @@ def evaluate_run(
     run_path: RunPath,
     *,
     split: Literal["validation", "test"] = "validation",
+    data: Data = (),
+    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON")] = False,
     tasks: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
@@ -37,6 +43,7 @@ def evaluate_run(
 ) -> None:
     """Loss, bits per byte, perplexity, accuracy and routing over a whole split.
 
+    With --data: over the whole of another text; the run's own corpus is then not needed.
     With --tasks: lm-evaluation-harness on the exported model. Two tasks are made from the split's
     own documents and need no network: muonlab_text and muonlab_next_sentence.
     """
@@ -45,21 +52,46 @@ def evaluate_run(
 
     loaded = load(run_path, step=step, cache_dir=cache_dir)
     model, settings = loaded.model, loaded.config.train
-    data = open_corpus(loaded.run, cache_dir)
+    if data:
+        corpus, name = _whole_text(loaded, data, cache_dir), "train"
+    else:
+        corpus, name = open_corpus(loaded.run, cache_dir), split
     if tasks:
-        _evaluate_tasks(model, data, split, tasks, limit)
+        _evaluate_tasks(model, corpus, name, tasks, limit)
         return
-    name: SplitName = split
     metrics = evaluate(
         model,
-        data,
+        corpus,
         name,
         batch_size=settings.micro_batch_size or settings.batch_size,
         sequence_length=settings.sequence_length,
     )
+    metrics = {key.replace("train/", "text/"): value for key, value in metrics.items()}
+    if json:
+        print(json_format.dumps(metrics, indent=2))
+        return
     units = {"loss": "nats/token", "bits_per_byte": "bits/byte", "router_entropy": "nats"}
     for key, value in metrics.items():
         print(f"{key:22} {value:10.4f} {units.get(key.split('/')[1], '')}".rstrip())
+
+
+def _whole_text(loaded: "LoadedRun", data: tuple[str, ...], cache_dir: Path | None) -> "TokenData":
+    """Texts that are not split, in the tokens of a run."""
+    from muonlab.data import DataConfig, DocumentSplit, TokenizerFile
+
+    tokenizer = loaded.run.path / "tokenizer.json"
+    if not tokenizer.exists():
+        raise UserError(
+            f"{loaded.run.path} was made before runs kept their tokenizer; --data needs it"
+        )
+    if len(data) > 1:
+        raise UserError(f"--data {' '.join(data)}: eval measures one text at a time")
+    config = DataConfig(
+        source=read_source(data, cache_dir),
+        tokenizer=TokenizerFile(path=tokenizer, end_of_text=loaded.tokenizer.end_of_text),
+        split=DocumentSplit(validation_fraction=0, test_fraction=0),
+    )
+    return config.prepare(cache_dir)
 
 
 def _evaluate_tasks(
@@ -88,7 +120,13 @@ def _evaluate_tasks(
 def generate_from_run(
     run_path: RunPath,
     *,
-    prompt: Annotated[tuple[str, ...], tyro.conf.arg(help="one or several texts to continue")],
+    prompt: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help="one or several texts to continue",
+            help_behavior_hint="(default: none, the model begins a new document)",
+        ),
+    ] = (),
     max_new_tokens: Annotated[
         int | None,
         tyro.conf.arg(
@@ -115,6 +153,9 @@ def generate_from_run(
 
     loaded = load(run_path, step=step, cache_dir=cache_dir)
     model, tokenizer = loaded.model, loaded.tokenizer
+    prompt = prompt or ("",)
+    if "" in prompt and not loaded.config.data.split.end_of_text:
+        raise UserError(f"{run_path} was trained without end-of-text tokens; give it a --prompt")
     if max_new_tokens is None:
         longest = max((len(tokenizer.encode(text)) for text in prompt), default=0)
         max_new_tokens = max(1, min(200, model.config.max_length - longest + 1))
