@@ -263,6 +263,7 @@ def test_from_transformers_to_a_second_text(
     said = capsys.readouterr().out
     assert f"beginning with the weights of step 0 of run {imported}" in said
     assert "training with muon at a peak learning rate of 0.01, as for recipe nano" in said
+    assert "trained by an unknown optimizer: on a model that AdamW has trained" in said
     (found,) = (tmp_path / "runs").rglob("summary.json")
     losses = [row["val/loss"] for row in RunDirectory(found.parent).metrics() if "val/loss" in row]
     assert losses[-1] < losses[0] - 1

@@ -24,10 +24,12 @@ class Pretrained:
     """A model that was trained before, with the tokenizer that it reads and writes.
 
     ``path`` is a checkpoint of a run, or a Hugging Face directory; ``about`` says which it is.
+    ``trained_by`` is the kind of the optimizer, None where nobody has told.
     """
 
     path: Path
     about: str
+    trained_by: str | None
     model: ModelConfig
     weights: dict[str, Tensor]
     tokenizer: TextTokenizer
@@ -133,6 +135,7 @@ def _open_run(path: Path, step: int | None) -> Pretrained:
     return Pretrained(
         path=checkpoint,
         about=f"step {loaded.step} of run {path}",
+        trained_by=loaded.config.optimizer.kind if loaded.step else None,
         model=loaded.config.model,
         weights=loaded.run.load_checkpoint(loaded.step).model,
         tokenizer=loaded.tokenizer,
@@ -154,6 +157,7 @@ def _open_hf(directory: Path) -> Pretrained:
     return Pretrained(
         path=directory,
         about=f"Hugging Face directory {directory}",
+        trained_by=None,
         model=config,
         weights=weights,
         tokenizer=tokenizer,

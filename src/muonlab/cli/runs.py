@@ -50,17 +50,23 @@ def train_recipe(
     from muonlab.runs import RunDirectory, RunError
 
     config = recipe(recipe_name)
-    if init_from is not None:
-        source = open_pretrained(init_from)
+    source = open_pretrained(init_from) if init_from is not None else None
+    if source is not None:
         config = begin_from(config, source)
         _say(f"beginning with the weights of {source.about}")
     config = override(with_data(config, data, cache_dir), list(overrides))
-    if init_from is not None:
+    if source is not None:
         optimizer = config.optimizer
         _say(
             f"training with {optimizer.kind} at a peak learning rate of {optimizer.lr:g}, as for "
             f"recipe {recipe_name} from random weights; optimizer.lr=… sets another"
         )
+        if optimizer.kind == "muon" and source.trained_by != "muon":
+            _say(
+                f"these weights were trained by {source.trained_by or 'an unknown optimizer'}: on "
+                f"a model that AdamW has trained, optimizer.kind=adamw is the safer choice, or a "
+                f"lower rate (2605.10468)"
+            )
     run = RunDirectory.place(runs_dir, config)
     if run.exists():
         raise RunError(
