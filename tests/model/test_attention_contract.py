@@ -58,9 +58,9 @@ def width(config: AttentionConfig) -> int:
     return WIDE[config.kind] if config in DEFAULTS and config.kind in WIDE else DIM
 
 
-def build(config: AttentionConfig, dtype: torch.dtype = torch.float64) -> Any:
+def build(config: AttentionConfig, dtype: torch.dtype = torch.float64, max_length: int = 64) -> Any:
     """The module in evaluation mode, with weights of size one so that nothing hides."""
-    module = config.build(width(config), 64, 1e-6, 0.0).to(dtype).eval()
+    module = config.build(width(config), max_length, 1e-6, 0.0).to(dtype).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -120,6 +120,34 @@ def test_another_future_leaves_the_prefix_bitwise_equal(
 @every_other
 def test_another_future_changes_the_controls_prefix(config: AttentionConfig):
     assert change_of_prefix(config, torch.float64) > 1e-3
+
+
+LONG = 300  # beyond a block of queries (128), a chunk of tokens (64, 128) and their multiples
+EDGES = (63, 64, 65, 127, 128, 129, 256, 299)
+
+
+@every_causal
+def test_causal_beyond_a_block_and_a_chunk(config: AttentionConfig, device: torch.device):
+    module = build(config, torch.float32, LONG).to(device)
+    x = tokens(config, 1, LONG).to(device, torch.float32).requires_grad_()
+    out = module(x)
+    for edge in EDGES:
+        changed = x.detach().clone()
+        changed[:, edge:] = torch.randn_like(changed[:, edge:]) * 3
+        assert torch.equal(module(changed)[:, :edge], out[:, :edge]), edge
+        direction = torch.randn_like(out[:, edge - 1])
+        (gradient,) = torch.autograd.grad(out[:, edge - 1], x, direction, retain_graph=True)
+        assert gradient[:, edge:].abs().amax() == 0, edge
+        assert gradient[:, edge - 1].abs().amax() > 0, edge
+
+
+@every_other
+def test_the_control_leaks_beyond_a_block(config: AttentionConfig, device: torch.device):
+    module = build(config, torch.float32, LONG).to(device)
+    x = tokens(config, 1, LONG).to(device, torch.float32)
+    changed = x.clone()
+    changed[:, 256:] = torch.randn_like(changed[:, 256:]) * 3
+    assert (module(changed) - module(x))[:, :256].abs().amax() > 1e-3
 
 
 def decoded(module: Any, x: Tensor, sizes: list[int]) -> Tensor:
