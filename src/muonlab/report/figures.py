@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 from numpy.typing import NDArray
 
 from muonlab.report.content import (
@@ -166,6 +166,8 @@ def _draw_curves(figure: CurveFigure, axes: Axes, look: _Look, order: Mapping[st
     axes.set_ylabel(figure.y_label)
     if figure.log_x:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     elif axes.get_xlim()[1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if figure.from_zero:
