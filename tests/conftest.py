@@ -1,6 +1,7 @@
 """Fixtures of the trainer's tests: a tiny text, its cache, and runs on it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from muonlab.train import train
 # Tests leave the user's cache alone and keep one of their own from session to session.
 USER_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "user-cache"
 os.environ["XDG_CACHE_HOME"] = str(USER_CACHE.absolute())
+
+
+# A shell ignores SIGINT for what it starts in the background, nohup ignores SIGHUP, and children
+# inherit that: tests of signals want them as in a terminal.
+for name in ("SIGINT", "SIGHUP"):
+    if (number := getattr(signal, name, None)) and signal.getsignal(number) is signal.SIG_IGN:
+        default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+        signal.signal(number, default)
 
 
 @pytest.fixture(autouse=True)
