@@ -33,7 +33,8 @@ def test_the_list_names_every_check(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["theory", "run", "speed"]) == 2
     printed = capsys.readouterr().err
-    assert "study 'theory-speed' is unknown; legal: " in printed
+    assert "study 'theory-speed' is unknown; did you mean theory-" in printed
+    assert "legal: " in printed
     assert len(printed.splitlines()) == 1
 
 
@@ -67,7 +68,7 @@ def test_what_was_finished_before_an_interruption_is_kept_and_reported(
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "(figure.png)" in text
     assert "direction only" in text
-    assert "The rule of P1-steepest" in text
+    assert "Every number lies within its bounds; decided by: " in text
     assert re.search(r"duality error \| \d", text)
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert 'src="data:image/png;base64,' in page
