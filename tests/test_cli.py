@@ -55,7 +55,14 @@ def test_no_arguments_is_help(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bogus"], ["train"], ["train", "nano", "--bogus"], ["generate", "x", "y"], ["data"], ["resume"]],
+    [
+        ["bogus"],
+        ["train"],
+        ["train", "nano", "--bogus"],
+        ["generate", "x", "y"],
+        ["data"],
+        ["resume"],
+    ],
     ids=" ".join,
 )
 def test_arguments_that_do_not_parse(arguments: list[str], capsys: Capture) -> None:

@@ -35,14 +35,14 @@ def bowl(**optimum: float) -> Loss:
 def test_it_finds_the_optimum_within_the_budget(optimum: float) -> None:
     search = Search(space={RATE: (1e-4, 1e-1)}, trials=8)
     finished = finish(search, bowl(optimizer__lr=optimum))
-    assert len(finished) == 8
+    assert len(finished) == search.total_trials == 8 + 4 + 4
     assert best(search, finished).loss < 4.03  # a quarter of an octave away
 
 
 def test_it_finds_the_optimum_of_two_fields() -> None:
     search = Search(space={RATE: (1e-4, 1e-1), "optimizer.weight_decay": (1e-2, 1.0)}, trials=12)
     finished = finish(search, bowl(optimizer__lr=5e-3, optimizer__weight_decay=0.1))
-    assert len(finished) == 12
+    assert len(finished) == search.total_trials == 12 + 6 + 6
     assert best(search, finished).loss < 4.1
 
 
@@ -62,10 +62,24 @@ def test_an_optimum_beyond_the_edge_extends_the_range_and_the_budget() -> None:
     done = plan(search, finished)
     assert done.extensions == 1
     assert done.space[RATE] == (1e-3, 1.0), "half of two decades more"
-    assert len(finished) == 6 + 3
+    assert len(finished) == 6 + 3 + 3
     found = best(search, finished)
     assert found.values[RATE] == pytest.approx(0.5, rel=0.3)
     assert not at_edge(done.space, found.values)
+
+
+@pytest.mark.parametrize("optimum", [1e-4, 3e-3, 0.5])
+def test_every_arm_has_as_many_trials_wherever_its_optimum_lies(optimum: float) -> None:
+    search = Search(space={RATE: (1e-3, 1e-1)}, trials=6)
+    assert len(finish(search, bowl(optimizer__lr=optimum))) == search.total_trials == 12
+
+
+def test_the_first_settings_are_scrambled_by_arm() -> None:
+    """Common ones would favour the arm whose optimum happens to lie near one of them."""
+    search = Search(space={RATE: (1e-3, 1e-1)}, trials=6)
+    muon, adamw = (next_trials(search, [], arm) for arm in ("muon", "adamw"))
+    assert not {values[RATE] for values in muon} & {values[RATE] for values in adamw}
+    assert muon == next_trials(search, [], "muon")
 
 
 def test_extensions_end() -> None:

@@ -72,10 +72,10 @@ def test_experts_have_dense_counterparts_of_both_sizes():
     ("unstable", "expected"),
     [
         ({"muon": 0, "adamw": 2}, "reproduced"),
-        ({"muon": 0, "adamw": 0}, "reproduced"),
         ({"muon": 1, "adamw": 5}, "direction only"),
         ({"muon": 5, "adamw": 1}, "refuted"),
         ({"muon": 3, "adamw": 3}, "inconclusive"),
+        ({"muon": 0, "adamw": 0}, "inconclusive"),  # nothing failed: the test could not fail
     ],
 )
 def test_stability_counts_what_diverges_over_the_largest_rates(unstable, expected):
@@ -167,6 +167,6 @@ def test_fifteen_components_change_one_thing_each():
     noise = np.random.default_rng(0).normal(0, 0.01, len(frame))
     frame["val/loss"] += noise - 0.5 * frame["arm"].isin(surely_lower)
     (verdict,) = study.judge(frame)
-    assert verdict.verdict == "inconclusive"
+    assert verdict.verdict == "measured, nothing claimed"
     for name in surely_lower:
         assert re.search(rf"{name} -0\.[45]", verdict.ours)

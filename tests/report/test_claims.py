@@ -42,17 +42,19 @@ def test_a_claim_without_runs_gives_its_command(tmp_path: Path) -> None:
     assert entries(tmp_path, "P2-multimodal")[0].sentence == "No experiment judges it yet."
 
 
-def test_a_conclusive_verdict_then_the_larger_scale_then_own_runs(tmp_path: Path) -> None:
+def test_the_larger_scale_decides_then_more_seeds_then_own_runs(tmp_path: Path) -> None:
     put(tmp_path / "results" / "p2-leak.nano", "direction only")
     assert entries(tmp_path)[0].verdict == "direction only"
     put(tmp_path / "studies" / "p2-leak.nano", "reproduced")
     assert entries(tmp_path)[0].verdict == "reproduced"
-    put(tmp_path / "results" / "p2-leak.small", "refuted")
+    rows = "arm,seed,status\na,0,finished\na,1,finished\na,2,failed\n"
+    (tmp_path / "results" / "p2-leak.nano" / "runs.csv").write_text(rows)
     (chosen,) = entries(tmp_path)
-    assert (chosen.verdict, chosen.report) == ("refuted", "p2-leak.small/report.md")
-    put(tmp_path / "studies" / "p2-leak.paper", "inconclusive")
-    assert entries(tmp_path)[0].verdict == "refuted"
-    assert "Inconclusive in larger runs: " in entries(tmp_path)[0].sentence
+    assert (chosen.verdict, chosen.scale, chosen.n) == ("direction only", "nano", 2)
+    put(tmp_path / "results" / "p2-leak.small", "inconclusive")
+    (chosen,) = entries(tmp_path)
+    assert (chosen.verdict, chosen.report) == ("inconclusive", "p2-leak.small/report.md")
+    assert chosen.sentence.endswith("Scales disagree: direction only at nano, reproduced at nano.")
 
 
 def test_the_runs_behind_a_verdict_are_counted(tmp_path: Path) -> None:

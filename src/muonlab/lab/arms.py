@@ -1,11 +1,13 @@
 """Arms of a study as its frame shows them: their values by seed, paired, compared."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from muonlab.lab.statistics import Difference, Numbers, paired_difference
+from muonlab.lab.experiment import Comparison
+from muonlab.lab.statistics import Difference, Numbers, corrected, paired_difference
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +38,24 @@ def paired_values(
     return arm.loc[seeds].to_numpy(), baseline.loc[seeds].to_numpy()
 
 
-def compare(frame: pd.DataFrame, pair: Pair, measure: str = "val/loss") -> Difference:
-    """``arm`` minus ``baseline`` over the seeds that both have."""
-    return paired_difference(*paired_values(frame, pair, measure))
+def compare(
+    frame: pd.DataFrame, pair: Pair, family: Sequence[Pair] = (), measure: str = "val/loss"
+) -> Difference:
+    """``arm`` minus ``baseline`` over the seeds that both have.
+
+    p is corrected after Holm over ``family``, all comparisons of the study, as in its table.
+    """
+    pairs = [pair, *(other for other in family if other != pair)]
+    return corrected([paired_difference(*paired_values(frame, each, measure)) for each in pairs])[0]
+
+
+def pairs_of(comparisons: Sequence[Comparison], measure: str = "val/loss") -> list[Pair]:
+    """The comparisons of a study in that measure: the family that its p-values belong to."""
+    return [
+        Pair(arm=comparison.arm, baseline=comparison.baseline)
+        for comparison in comparisons
+        if comparison.measure == measure
+    ]
 
 
 def complete_seeds(frame: pd.DataFrame) -> list[int]:

@@ -29,6 +29,7 @@ VerdictName = Literal[
     "direction only",
     "refuted",
     "artefact of the protocol",
+    "measured, nothing claimed",
     "not testable at this scale",
     "inconclusive",
 ]
@@ -44,10 +45,11 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 class Search:
     """A learning-rate-like search: ``space`` maps a config field to its (low, high), log-uniform.
 
-    ``trials`` is the budget, the same for every arm of a comparison. An optimum at an edge extends
-    that side by half the (log) range and adds half as many trials, ``extensions`` times
-    at most. Trials train the arm's own config with ``seed``, which no test run uses, and are ranked
-    by the final value of ``measure``, lowest first.
+    ``trials`` is the first budget; ``extensions`` more rounds of half as many follow. In such a
+    round an optimum at an edge extends that side by half the (log) range, and any other is refined:
+    every arm has `total_trials`, wherever its optimum lies. Trials train the arm's own config
+    with ``seed``, which no test run uses, and are ranked by the final value of ``measure``, lowest
+    first.
     """
 
     space: Mapping[str, tuple[float, float]]
@@ -55,6 +57,10 @@ class Search:
     extensions: int = 2
     seed: int = 1000
     measure: str = "val/loss"
+
+    @property
+    def total_trials(self) -> int:
+        return self.trials + self.extensions * (self.trials // 2)
 
     def __post_init__(self) -> None:
         if not self.space:

@@ -121,7 +121,7 @@ class Plan:
             if source and not self.searches[source].complete:
                 arms += [arm] * len(self.study.seeds)
             if arm.search and not (state := self.searches[arm.name]).complete:
-                arms += [arm] * max(arm.search.trials - len(state.trials), 0)
+                arms += [arm] * max(arm.search.total_trials - len(state.trials), 0)
         return arms
 
     def source(self, arm: Arm) -> str | None:
@@ -168,7 +168,7 @@ class Plan:
         while True:
             key = (arm.name, *((*trial.values.items(), trial.loss) for trial in finished))
             if key not in self._proposals:
-                self._proposals[key] = tuning.next_trials(search, finished)
+                self._proposals[key] = tuning.next_trials(search, finished, arm.name)
             proposals = self._proposals[key]
             if not proposals:
                 chosen = None

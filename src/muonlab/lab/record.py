@@ -109,7 +109,7 @@ def status(experiment: Experiment, root: Path) -> Status:
 
 
 def _num_runs(study: Study) -> int:
-    trials = sum(arm.search.trials for arm in study.arms if arm.search)
+    trials = sum(arm.search.total_trials for arm in study.arms if arm.search)
     return len(study.arms) * len(study.seeds) + trials
 
 

@@ -103,6 +103,7 @@ class StudyResults:
                     for job, outcome in self._plan.searches[arm.name].trials
                     if outcome and outcome.status != "error"
                 ],
+                arm.name,
             ).space
             for arm in self.study.arms
             if arm.search

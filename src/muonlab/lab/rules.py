@@ -5,12 +5,13 @@ from paired seeds. The rules stand in `judge_difference` alone.
 """
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
-from muonlab.lab.arms import Pair, paired_values
+from muonlab.lab.arms import Pair, compare, paired_values
 from muonlab.lab.experiment import Scale, Verdict, VerdictName
-from muonlab.lab.statistics import Numbers, excludes_zero, paired_difference
+from muonlab.lab.statistics import Difference, Numbers, excludes_zero
 
 
 def judge_interval(
@@ -38,18 +39,23 @@ def judge_difference(
     published: Pair,
     honest: Pair,
     paper: float,
+    family: Sequence[Pair],
     measure: str = "val/loss",
 ) -> Verdict:
     """Whether ``arm`` is lower by about the relative amount ``paper`` (negative: lower).
 
     Inconclusive with less than two pairs under either protocol, or where the published protocol's
-    95 % interval holds 0. Refuted where the published protocol shows the opposite. Where the
-    published one shows the effect and the honest one's interval does not, an artefact of the
-    protocol if that interval leaves out half of the paper's effect too, else inconclusive.
-    Otherwise reproduced if the published protocol's effect is within a factor of two of the
-    paper's, and direction only if not.
+    difference is not surely told from 0: its 95 % interval holds 0, or its p, corrected after Holm
+    over ``family``, is .05 or more. Refuted where the published protocol surely shows the opposite.
+    Where the published one shows the effect and the honest one does not, an artefact of the
+    protocol if the honest interval leaves out half of the paper's effect too, else inconclusive.
+    Otherwise reproduced if the published protocol's whole interval lies within a factor of two of
+    the paper's effect, and direction only if not.
     """
-    both = [_Compared(*paired_values(frame, pair, measure)) for pair in (published, honest)]
+    both = [
+        _Compared(*paired_values(frame, pair, measure), compare(frame, pair, family, measure))
+        for pair in (published, honest)
+    ]
     text = "; ".join(
         f"{name}{found.sentence()}"
         for name, found in zip(("as published", "honest"), both, strict=True)
@@ -61,14 +67,18 @@ def judge_difference(
         sentence=f"{what[0].upper()}{what[1:]}, at {scale} scale: {text}.",
         paper=f"{paper:+.1%}",
         ours=f"as published {both[0].size:+.1%}, honest {both[1].size:+.1%}",
+        rule="A difference counts if its 95 % interval leaves out 0 and its p, corrected after "
+        f"Holm over the {len(family)} comparisons of the study, is below .05. Reproduced: it "
+        "counts under both protocols and its whole interval lies within a factor of two of "
+        "the paper's.",
     )
 
 
 class _Compared:
     """Two arms over the seeds that both have: their means, their difference, its relative size."""
 
-    def __init__(self, arm: Numbers, baseline: Numbers) -> None:
-        self.difference = paired_difference(arm, baseline)
+    def __init__(self, arm: Numbers, baseline: Numbers, difference: Difference) -> None:
+        self.difference = difference
         both = len(arm) > 0
         self.arm = float(arm.mean()) if both else math.nan
         self.baseline = float(baseline.mean()) if both else math.nan
@@ -81,7 +91,8 @@ class _Compared:
         text = f", {self.arm:.4f} against {self.baseline:.4f}, difference {found.mean:+.4f}"
         if math.isnan(found.low):
             return f"{text} (n = {found.num_pairs}, no interval)"
-        return f"{text} [{found.low:+.4f}, {found.high:+.4f}] (n = {found.num_pairs} pairs)"
+        sure = f", p = {found.corrected_p:.2g} after Holm" if found.corrected_p < 1 else ""
+        return f"{text} [{found.low:+.4f}, {found.high:+.4f}] (n = {found.num_pairs} pairs{sure})"
 
 
 def _verdict(published: _Compared, honest: _Compared, paper: float) -> VerdictName:
@@ -93,7 +104,11 @@ def _verdict(published: _Compared, honest: _Compared, paper: float) -> VerdictNa
         return "inconclusive" if shown == 0 else "refuted"
     held = excludes_zero(honest.difference)
     if held == side:
-        return "reproduced" if 0.5 <= published.size / paper <= 2 else "direction only"
+        sizes = [
+            end / (published.baseline * paper)
+            for end in (published.difference.low, published.difference.high)
+        ]
+        return "reproduced" if min(sizes) >= 0.5 and max(sizes) <= 2 else "direction only"
     strongest = honest.difference.low if side < 0 else honest.difference.high
     if held == -side or side * strongest < abs(paper) / 2 * honest.baseline:
         return "artefact of the protocol"

@@ -4,6 +4,7 @@ Two rules hold everywhere. A diverged run is a loss of +∞: it counts as worse 
 and is never dropped. A missing value is NaN: its pair is left out, and counted.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ class Difference:
     num_pairs: int
     num_diverged: int = 0
     num_missing: int = 0
+    corrected_p: float = math.nan  # over all comparisons of its study; NaN: it stands alone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,14 +104,27 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
     return Difference(mean=mean, low=mean - float(half), high=mean + float(half), p=p, **counts)
 
 
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The same, each with its p corrected after Holm over all of them."""
+    p_values = holm([difference.p for difference in differences])
+    return [
+        dataclasses.replace(difference, corrected_p=float(p))
+        for difference, p in zip(differences, p_values, strict=True)
+    ]
+
+
 def excludes_zero(difference: Difference) -> int:
-    """−1 or 1 where the interval lies on that side of 0, else 0.
+    """−1 or 1 where the interval lies on that side of 0, and the corrected p is below .05; else 0.
 
     With divergences there is no interval: where all pairs diverged on one side, or by Wilcoxon's p.
     """
+    alone = math.isnan(difference.corrected_p)
+    p = difference.p if alone else difference.corrected_p
     if math.isinf(difference.mean):
-        surely = difference.num_diverged == difference.num_pairs > 1 or difference.p < 0.05
+        surely = difference.num_diverged == difference.num_pairs > 1 or p < 0.05
         return (1 if difference.mean > 0 else -1) if surely else 0
+    if not alone and p >= 0.05:
+        return 0
     if difference.high < 0:
         return -1
     return 1 if difference.low > 0 else 0

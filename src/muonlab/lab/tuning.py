@@ -8,6 +8,7 @@ state, whatever order they finished in, so a search that was cut goes on as if i
 import functools
 import math
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,12 +39,12 @@ class Plan:
     extensions: int
 
 
-def next_trials(search: Search, finished: Sequence[Trial]) -> list[dict[str, float]]:
+def next_trials(search: Search, finished: Sequence[Trial], arm: str = "") -> list[dict[str, float]]:
     """Settings to train now, in parallel if there are several; none when the search is done.
 
     A setting is asked for again until it is among ``finished``.
     """
-    return list(plan(search, finished).next_trials)
+    return list(plan(search, finished, arm).next_trials)
 
 
 def best(search: Search, finished: Sequence[Trial]) -> Trial:
@@ -73,15 +74,22 @@ def at_edge(
     return sides
 
 
-def plan(search: Search, finished: Sequence[Trial]) -> Plan:
-    """Replay the search over what has finished, up to the first settings that have not."""
+def plan(search: Search, finished: Sequence[Trial], arm: str = "") -> Plan:
+    """Replay the search over what has finished, up to the first settings that have not.
+
+    The quasi-random settings are scrambled by ``arm``: common ones would favour the arm whose
+    optimum happens to lie near one of them.
+    """
     losses = {_key(trial.values): trial.loss for trial in finished}
     space: Box = {field: (_round(low), _round(high)) for field, (low, high) in search.space.items()}
-    region = space  # where the quasi-random trials go: later on, what an extension added
+    region: Box | None = space  # where quasi-random trials go: later, what an extension added
+    scramble = search.seed + zlib.crc32(arm.encode())
     known: dict[Values, float] = {}
-    extensions, budget = 0, search.trials
+    extensions, rounds, budget = 0, 0, search.trials
     while True:
-        wanted = _quasi_random(region, math.ceil(budget / 2), search.seed + extensions)
+        wanted: list[Values] = []
+        if region:
+            wanted = _quasi_random(region, math.ceil(budget / 2), scramble + extensions)
         end = len(known) + budget
         while len(known) < end:
             if missing := [values for values in wanted if values not in losses]:
@@ -92,11 +100,13 @@ def plan(search: Search, finished: Sequence[Trial]) -> Plan:
                 wanted = [_refine(tuple(space.items()), tuple(known.items()), search.seed)]
         tried = [Trial(values=dict(values), loss=loss) for values, loss in known.items()]
         diverged = not any(math.isfinite(loss) for loss in known.values())
-        sides = {} if diverged else at_edge(space, best(search, tried).values)
-        if not sides or extensions == search.extensions:
+        if diverged or rounds == search.extensions:
             return Plan(next_trials=(), space=space, extensions=extensions)
-        space, region = _extend(space, sides)
-        extensions, budget = extensions + 1, search.trials // 2
+        region = None
+        if sides := at_edge(space, best(search, tried).values):
+            space, region = _extend(space, sides)
+            extensions += 1
+        rounds, budget = rounds + 1, search.trials // 2
 
 
 def _quasi_random(region: Box, count: int, seed: int) -> list[Values]:

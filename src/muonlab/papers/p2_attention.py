@@ -6,7 +6,7 @@ import pandas as pd
 
 from muonlab.config import RunConfig
 from muonlab.data import DocumentSplit
-from muonlab.lab.arms import Pair, compare, mean
+from muonlab.lab.arms import Pair, compare, complete_seeds, mean, paired_values, pairs_of
 from muonlab.lab.experiment import (
     Arm,
     Comparison,
@@ -16,9 +16,10 @@ from muonlab.lab.experiment import (
     Search,
     Study,
     Verdict,
+    VerdictName,
 )
 from muonlab.lab.rules import judge_difference
-from muonlab.lab.statistics import excludes_zero
+from muonlab.lab.statistics import equivalence_p, excludes_zero, pair_differences
 from muonlab.papers.scales import (
     ATTENTIONS,
     LEARNING_RATE,
@@ -65,6 +66,16 @@ def table4(scale: Scale) -> Study:
                     )
                 )
 
+    comparisons = tuple(
+        Comparison(arm=f"{kind}-relu-{short}", baseline=f"mhsa-relu-{short}")
+        for short in SHORT.values()
+        for kind in ("mhla", "causal.mhla", "mla")
+    ) + tuple(
+        Comparison(arm=f"mhsa-{activation}-{short}", baseline=f"mhsa-relu-{short}")
+        for short in SHORT.values()
+        for activation in ACTIVATIONS[1:]
+    )
+
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         verdict = judge_difference(
             "P2-T4",
@@ -74,6 +85,7 @@ def table4(scale: Scale) -> Study:
             published=Pair(arm="mhsa-relu-published", baseline="mhla-relu-published"),
             honest=Pair(arm="mhsa-relu-honest", baseline="mhla-relu-honest"),
             paper=4.6883 / 4.7078 - 1,
+            family=pairs_of(comparisons),
         )
         orders = "; ".join(f"{short}, {_order(frame, short)}" for short in SHORT.values())
         return [
@@ -96,16 +108,7 @@ def table4(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        comparisons=tuple(
-            Comparison(arm=f"{kind}-relu-{short}", baseline=f"mhsa-relu-{short}")
-            for short in SHORT.values()
-            for kind in ("mhla", "causal.mhla", "mla")
-        )
-        + tuple(
-            Comparison(arm=f"mhsa-{activation}-{short}", baseline=f"mhsa-relu-{short}")
-            for short in SHORT.values()
-            for activation in ACTIVATIONS[1:]
-        ),
+        comparisons=comparisons,
         paper=tuple(
             PaperRow(arm=f"{kind}-{activation}-published", values={"val/loss": loss})
             for kind, losses in paper.items()
@@ -159,13 +162,18 @@ def leak(scale: Scale) -> Study:
     )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        """An artefact where the leaky loss is surely lower, else inconclusive."""
+        """An artefact where the leaky loss is surely lower; reproduced where the two are surely
+        equal; refuted where the leaky loss is surely higher; else inconclusive."""
         found = compare(frame, Pair(arm="leaky", baseline="documents"))
         leaky, held_out = mean(frame, "leaky"), mean(frame, "documents")
         if found.num_pairs < 2:
             verdict, sentence = "inconclusive", f"At {scale} scale, less than two pairs have run."
         else:
-            verdict = "artefact of the protocol" if excludes_zero(found) < 0 else "inconclusive"
+            names: dict[int, VerdictName] = {-1: "artefact of the protocol", 1: "refuted"}
+            verdict = names.get(excludes_zero(found), "inconclusive")
+            pairs = paired_values(frame, Pair(arm="leaky", baseline="documents"))
+            if equivalence_p(pair_differences(*pairs)) < 0.05:
+                verdict = "reproduced"
             sentence = (
                 f"At {scale} scale the same training reports {leaky:.3f} nats on windows that "
                 f"overlap its training text and {held_out:.3f} on documents that it has not seen: "
@@ -218,6 +226,12 @@ def crossover(scale: Scale) -> Study:
                 )
             )
 
+    comparisons = tuple(
+        Comparison(arm=f"{kind}-{short}", baseline=f"mhsa-{short}")
+        for short in SHORT.values()
+        for kind in ("mhla", "causal.mhla")
+    )
+
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         verdict = judge_difference(
             "P2-crossover",
@@ -228,6 +242,7 @@ def crossover(scale: Scale) -> Study:
             published=Pair(arm="mhla-published", baseline="mhsa-published"),
             honest=Pair(arm="causal.mhla-honest", baseline="mhsa-honest"),
             paper=-0.075,
+            family=pairs_of(comparisons),
         )
         return [verdict]
 
@@ -239,11 +254,7 @@ def crossover(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        comparisons=tuple(
-            Comparison(arm=f"{kind}-{short}", baseline=f"mhsa-{short}")
-            for short in SHORT.values()
-            for kind in ("mhla", "causal.mhla")
-        ),
+        comparisons=comparisons,
         notes=(
             "The paper projects 5 to 10 % lower loss; the middle of that is what we compare with. "
             "MHLA under the honest protocol stays marked: it sees the tokens that it predicts.",
@@ -281,11 +292,12 @@ def latents(scale: Scale) -> Study:
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         texts = [_latents_text(frame, length) for length in LATENT_LENGTHS]
         said = "; ".join(text for text in texts if text) or "no length has all its runs"
-        missing = "" if all(texts) else " Runs are missing."
+        enough = all(texts) and len(complete_seeds(frame)) > 1
+        missing = "" if enough else " Runs are missing."
         return [
             Verdict(
                 claim="P2-latents",
-                verdict="inconclusive",
+                verdict="inconclusive" if missing else "measured, nothing claimed",
                 sentence=f"Causal latents under the honest protocol, {scale} scale: {said}. The "
                 f"paper states no outcome to confirm.{missing}",
                 paper="future work, no value",

@@ -9,7 +9,7 @@ import dataclasses
 import pandas as pd
 
 from muonlab.config import OptimizerConfig
-from muonlab.lab.arms import Pair, compare, mean
+from muonlab.lab.arms import Pair, compare, mean, pairs_of
 from muonlab.lab.experiment import (
     Arm,
     Comparison,
@@ -71,6 +71,13 @@ def table1(scale: Scale) -> Study:
                     )
                 )
 
+    comparisons = tuple(
+        Comparison(arm=f"muon-{updates}-{short}", baseline=f"{other}-{updates}-{short}")
+        for updates in (UPDATES, 5 * UPDATES)
+        for short in SHORT.values()
+        for other in (("adamw", "adamw-groups") if short == "honest" else ("adamw",))
+    )
+
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         long = 5 * UPDATES
         return [
@@ -82,6 +89,7 @@ def table1(scale: Scale) -> Study:
                 published=Pair(arm=f"muon-{long}-published", baseline=f"adamw-{long}-published"),
                 honest=Pair(arm=f"muon-{long}-honest", baseline=f"adamw-{long}-honest"),
                 paper=-0.132,
+                family=pairs_of(comparisons),
             )
         ]
 
@@ -93,12 +101,7 @@ def table1(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        comparisons=tuple(
-            Comparison(arm=f"muon-{updates}-{short}", baseline=f"{other}-{updates}-{short}")
-            for updates in (UPDATES, 5 * UPDATES)
-            for short in SHORT.values()
-            for other in (("adamw", "adamw-groups") if short == "honest" else ("adamw",))
-        ),
+        comparisons=comparisons,
         paper=(
             PaperRow(
                 arm=f"muon-{5 * UPDATES}-published",
@@ -144,8 +147,22 @@ def table2(scale: Scale) -> Study:
                 )
             )
 
+    comparisons = tuple(
+        Comparison(
+            arm=f"{name}-{short}",
+            baseline=f"full-{short}",
+            paper=TABLE2[name][0] - TABLE2["full"][0] if short == "published" else None,
+        )
+        for short in SHORT.values()
+        for name in parts
+        if name != "full"
+    ) + tuple(
+        Comparison(arm=f"momentum-only-{short}", baseline=f"ns-only-{short}")
+        for short in SHORT.values()
+    )
+
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        return [_ablation_verdict(frame, scale)]
+        return [_ablation_verdict(frame, scale, pairs_of(comparisons))]
 
     return Study(
         name="p2-table2",
@@ -155,16 +172,7 @@ def table2(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        comparisons=tuple(
-            Comparison(
-                arm=f"{name}-{short}",
-                baseline=f"full-{short}",
-                paper=TABLE2[name][0] - TABLE2["full"][0] if short == "published" else None,
-            )
-            for short in SHORT.values()
-            for name in parts
-            if name != "full"
-        ),
+        comparisons=comparisons,
         paper=tuple(
             PaperRow(
                 arm=f"{name}-published",
@@ -180,17 +188,19 @@ def table2(scale: Scale) -> Study:
     )
 
 
-def _ablation_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
+def _ablation_verdict(frame: pd.DataFrame, scale: Scale, family: list[Pair]) -> Verdict:
     """Which part costs more when it is removed: the paper says momentum."""
     costs = {
         short: {
-            name: compare(frame, Pair(arm=f"{arm}-{short}", baseline=f"full-{short}"))
+            name: compare(frame, Pair(arm=f"{arm}-{short}", baseline=f"full-{short}"), family)
             for name, arm in (("Newton–Schulz", "momentum-only"), ("momentum", "ns-only"))
         }
         for short in SHORT.values()
     }
     order = {
-        short: compare(frame, Pair(arm=f"momentum-only-{short}", baseline=f"ns-only-{short}"))
+        short: compare(
+            frame, Pair(arm=f"momentum-only-{short}", baseline=f"ns-only-{short}"), family
+        )
         for short in SHORT.values()
     }
     enough = all(difference.num_pairs >= 2 for difference in order.values())
@@ -278,6 +288,13 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
         "momentum": {0.9: "momentum-0.9", 0.95: "lr-0.01", 0.99: "momentum-0.99"},
         "steps": {3: "steps-3", 5: "lr-0.01", 7: "steps-7"},
     }
+    family = [
+        Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}")
+        for short in SHORT.values()
+        for axis, arms in axes.items()
+        for value, arm in arms.items()
+        if value != TABLE3_BEST[axis]
+    ]
     texts, edges = [], []
     beaten: dict[str, list[str]] = {}
     confirmed: dict[str, list[str]] = {}
@@ -290,6 +307,7 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
                 value: compare(
                     frame,
                     Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}"),
+                    family,
                 )
                 for value, arm in arms.items()
                 if value != TABLE3_BEST[axis]

@@ -21,7 +21,8 @@ RESULTS = Path("results")
 class Entry:
     """A row of the ledger. Without a verdict, ``sentence`` says what is missing.
 
-    ``source``: where the verdict was read. ``report``: the report behind it, as a path below the
+    ``scale`` and ``n`` (seeds, or None) are of the runs that it rests on. ``source``: where the
+    verdict was read. ``report``: the report behind it, as a path below the
     results; empty if there is none.
     """
 
@@ -29,6 +30,8 @@ class Entry:
     verdict: VerdictName | None
     sentence: str
     ours: str = ""
+    scale: str = ""
+    n: int | None = None
     source: str = ""
     report: str = ""
 
@@ -36,9 +39,8 @@ class Entry:
 def ledger(studies: Path, results: Path = RESULTS) -> list[Entry]:
     """Every claim's rows: what runs below ``studies`` say, else committed results.
 
-    A conclusive verdict goes before an inconclusive one, then the larger scale, then own runs
-    before committed results; larger runs that are inconclusive are named. A damaged file is a row
-    that says so.
+    The larger scale decides, then more seeds, then own runs before committed results: never what
+    they say. Other scales that say something else are named. A damaged file is a row that says so.
     """
     return [entry for claim in CLAIMS for entry in _entries(claim, studies, results)]
 
@@ -51,6 +53,8 @@ def ledger_table(entries: list[Entry], results: Path) -> Table:
         Column(key="paper", heading="Paper", wraps=True),
         Column(key="ours", heading="Ours", wraps=True),
         Column(key="verdict", heading="Verdict"),
+        Column(key="scale", heading="Scale"),
+        Column(key="n", heading="Seeds"),
         Column(key="sentence", heading="Why", wraps=True),
         Column(
             key="source", heading="Runs behind it", wraps=True, links="report", page_links="page"
@@ -63,6 +67,8 @@ def ledger_table(entries: list[Entry], results: Path) -> Table:
             "paper": entry.claim.value,
             "ours": entry.ours,
             "verdict": signed(entry.verdict) if entry.verdict else "– not yet",
+            "scale": entry.scale,
+            "n": "" if entry.n is None else str(entry.n),
             "sentence": entry.sentence,
             "source": entry.source,
             "report": f"../{entry.report}" if entry.report else "",
@@ -116,18 +122,24 @@ def write_ledger(entries: list[Entry], results: Path) -> Path:
 
 
 def _entries(claim: Claim, studies: Path, results: Path) -> list[Entry]:
-    found: list[tuple[tuple[bool, int, bool], list[Entry]]] = []
+    found: list[tuple[tuple[bool, int, int, bool], list[Entry]]] = []
     for name in claim.experiments:
         for rank, own, path in _places(name, studies, results):
             if entries := list(_read(claim, path, results)):
-                conclusive = any(e.verdict not in (None, "inconclusive") for e in entries)
-                found.append(((conclusive, rank, own), entries))
-    if found:
-        (_, rank, _), chosen = max(found, key=lambda item: item[0])
-        larger = [entries[0].source for (_, other, _), entries in found if other > rank]
-        said = f" Inconclusive in larger runs: {', '.join(larger)}." if larger else ""
-        return [replace(entry, sentence=f"{entry.sentence}{said}") for entry in chosen]
-    return [Entry(claim=claim, verdict=None, sentence=_missing(claim))]
+                readable = all(entry.verdict for entry in entries)
+                found.append(((readable, rank, entries[0].n or 0, own), entries))
+    if not found:
+        return [Entry(claim=claim, verdict=None, sentence=_missing(claim))]
+    _, chosen = max(found, key=lambda item: item[0])
+    others = {
+        f"{entry.verdict} at {entry.scale}"
+        for _, entries in found
+        for entry in entries
+        if entry.verdict and entry.scale not in {each.scale for each in chosen}
+        if entry.verdict not in {each.verdict for each in chosen}
+    }
+    said = f" Scales disagree: {', '.join(sorted(others))}." if others else ""
+    return [replace(entry, sentence=f"{entry.sentence}{said}") for entry in chosen]
 
 
 def _places(name: str, studies: Path, results: Path) -> Iterator[tuple[int, bool, Path]]:
@@ -155,6 +167,8 @@ def _read(claim: Claim, path: Path, results: Path) -> Iterator[Entry]:
                     verdict=verdict["verdict"],
                     sentence=verdict["sentence"],
                     ours=verdict.get("ours", ""),
+                    scale=folder.name.rpartition(".")[2] if "." in folder.name else "",
+                    n=_num_seeds(folder),
                     source=_source(folder),
                     report=report if exists else "",
                 )
@@ -166,6 +180,21 @@ def _page(report: str, results: Path) -> str:
     """The HTML page beside a report, or the report itself where no page has been written."""
     page = f"{report.removesuffix(REPORT)}{PAGE}"
     return page if (results / page).exists() else report
+
+
+def _num_seeds(folder: Path) -> int | None:
+    """How many seeds have runs with a result; None for measurements."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        runs = [item for arm in record["arms"].values() for item in arm["runs"].items()]
+        return len({s for s, run in runs if (folder.parent / run / "summary.json").exists()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    try:
+        rows = pd.read_csv(folder / "runs.csv", usecols=["arm", "seed", "status"])
+        return rows.loc[rows["status"] == "finished", "seed"].nunique()
+    except (OSError, ValueError):
+        return None
 
 
 def _source(folder: Path) -> str:

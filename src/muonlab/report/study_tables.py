@@ -11,8 +11,8 @@ from muonlab.lab.statistics import (
     EQUIVALENCE_MARGIN,
     Interval,
     bootstrap_interval,
+    corrected,
     equivalence_p,
-    holm,
     mean_difference,
     pair_differences,
 )
@@ -162,10 +162,10 @@ def paired(frame: pd.DataFrame, comparison: Comparison) -> np.ndarray:
 def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
     """Every comparison with both intervals, its p corrected over the table, and what it says."""
     made = [c for c in study.comparisons if c.measure in frame]
-    found = [mean_difference(paired(frame, comparison)) for comparison in made]
-    corrected = holm([difference.p for difference in found])
+    found = corrected([mean_difference(paired(frame, comparison)) for comparison in made])
     rows = []
-    for comparison, difference, p in zip(made, found, corrected, strict=True):
+    for comparison, difference in zip(made, found, strict=True):
+        p = difference.corrected_p
         differences = paired(frame, comparison)
         is_loss = comparison.measure.endswith("/loss")
         same = equivalence_p(differences) if is_loss else math.nan

@@ -14,6 +14,7 @@ SIGNS: Mapping[VerdictName, str] = {
     "direction only": "↗",
     "refuted": "✗",
     "artefact of the protocol": "⚑",
+    "measured, nothing claimed": "–",
     "not testable at this scale": "…",
     "inconclusive": "?",
 }
@@ -28,6 +29,7 @@ MEANINGS: Mapping[VerdictName, str] = {
     "honest protocol rules it out: the way of measuring made it.",
     "not testable at this scale": "The claim is about larger models or longer training than these "
     "runs. Nothing is concluded.",
+    "measured, nothing claimed": "The paper states no outcome, so there is nothing to confirm.",
     "inconclusive": "The runs are too few or too scattered to decide. This is neither for nor "
     "against the claim.",
 }
