@@ -10,6 +10,8 @@ from benchmarks.decode import add_to, measured
 from muonlab.bench import decode
 from muonlab.model import native
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> decode.DecodeReport:

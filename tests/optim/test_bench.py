@@ -3,6 +3,7 @@ import pytest
 from muonlab.bench import optimizer as bench
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [True, False])
 def test_the_report_of_a_tiny_set(monkeypatch, native):
     monkeypatch.setattr(bench, "bf16_is_native", lambda device: native)

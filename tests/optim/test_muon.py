@@ -147,10 +147,10 @@ def test_determinism_and_batching():
             torch.testing.assert_close(p.detach(), q.detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [1, 256])  # every matrix, or none, takes the fp32 path
+@pytest.mark.parametrize("rank", [1, 128])  # every matrix, or none, takes the fp32 path
 def test_the_workspace_is_bounded_over_all_shapes(rank):
-    shapes = [(12, 256, 256), (6, 256, 1024), (6, 1024, 256), (20, 16, 4096)]
-    bound = 24 << 20
+    shapes = [(12, 128, 128), (6, 128, 512), (6, 512, 128), (20, 8, 2048)]
+    bound = 6 << 20
     params = parameters(*shapes)
     for p in params:
         p.grad = torch.randn(*p.shape[:2], rank) @ torch.randn(p.shape[0], rank, p.shape[2])

@@ -151,6 +151,7 @@ def test_batches_range_over_a_factor_of_32_at_equal_tokens():
     assert max(train.micro_batch_size or train.batch_size for train in whole) == 12
 
 
+@pytest.mark.slow
 def test_fifteen_components_change_one_thing_each():
     study = study_of("p1-components")
     default = study.arm("default")
