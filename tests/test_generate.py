@@ -202,7 +202,7 @@ def test_extended_positions_equal_a_model_built_longer():
         ([[1], []], "prompt 1 is empty"),
         ([[1, VOCAB]], f"prompt 0 has token {VOCAB}; the vocabulary is 0 to {VOCAB - 1}"),
         ([[-1]], "prompt 0 has token -1"),
-        ([[1] * 40], "a prompt of 40 tokens and 12 new ones need 51 positions.*trained for 32"),
+        ([[1] * 40], "a prompt of 40 and 12 new tokens need 51 positions.*trained for 32"),
     ],
 )
 def test_bad_prompts_are_refused_in_one_line(model, prompts, message):

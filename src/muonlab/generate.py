@@ -146,8 +146,8 @@ def _make_room(model: LanguageModel, longest: int, capacity: int, extend: bool) 
         return
     if not extend:
         raise UserError(
-            f"a prompt of {longest} tokens and {capacity + 1 - longest} new ones need {capacity} "
-            f"positions; the model was trained for {limit} (extend=True goes beyond)"
+            f"a prompt of {longest} and {capacity + 1 - longest} new tokens need {capacity} "
+            f"positions; the model was trained for {limit} (--extend, extend=True in Python, goes beyond)"
         )
     warnings.warn(
         f"generating up to position {capacity}; the model was trained for {limit}", stacklevel=3

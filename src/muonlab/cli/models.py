@@ -157,7 +157,7 @@ def generate_from_run(
     if "" in prompt and not loaded.config.data.split.end_of_text:
         raise UserError(f"{run_path} was trained without end-of-text tokens; give it a --prompt")
     if max_new_tokens is None:
-        longest = max((len(tokenizer.encode(text)) for text in prompt), default=0)
+        longest = max(len(tokenizer.encode(text)) or 1 for text in prompt)  # "": end of text
         max_new_tokens = max(1, min(200, model.config.max_length - longest + 1))
     options = GenerateOptions(
         max_new_tokens=max_new_tokens,
