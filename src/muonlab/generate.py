@@ -147,7 +147,7 @@ def _make_room(model: LanguageModel, longest: int, capacity: int, extend: bool) 
     if not extend:
         raise UserError(
             f"a prompt of {longest} and {capacity + 1 - longest} new tokens need {capacity} "
-            f"positions; the model was trained for {limit} (--extend, extend=True in Python, goes beyond)"
+            f"positions; the model was trained for {limit} (--extend, or extend=True, goes beyond)"
         )
     warnings.warn(
         f"generating up to position {capacity}; the model was trained for {limit}", stacklevel=3
