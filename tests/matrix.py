@@ -25,6 +25,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from muonlab.cores import usable_cores
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,17 @@ class Outcome:
     result: str
     seconds: float
     sources: str
+
+
+@contextlib.contextmanager
+def avx2_alone() -> Iterator[Sequence[str]]:
+    """No prefix: the environment does it, where there is something to leave out."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX2":
+        raise NotHereError("this processor has AVX2 alone, so that the first line is this one")
+    if not capability.startswith("AVX"):
+        raise NotHereError(f"the processor's instructions are {capability}")
+    yield ()
 
 
 @contextlib.contextmanager
@@ -96,6 +109,7 @@ MACHINES = (
     Machine(
         name="AVX2 alone",
         environment={"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+        prefix=avx2_alone,
     ),
     Machine(name="one core", prefix=one_core),
     Machine(name="a CPU quota", prefix=cpu_quota),
