@@ -122,9 +122,16 @@ def main(recipe: str, *overrides: str) -> dict[str, Any]:
         def prepare(self, step: int) -> None:
             pass
 
+    class Stopwatch:
+        def __init__(self, device: object) -> None:
+            pass
+
+        def stop(self) -> float:
+            return 1.0
+
     FakeTensor.tolist = tolist
     torch.Generator = Generator
-    machine.synchronize = lambda device: None
+    machine.Stopwatch = Stopwatch
     for module in [m for name, m in sys.modules.items() if name.startswith(optim.__name__)]:
         if hasattr(module, "bf16_is_native"):
             vars(module)["bf16_is_native"] = lambda device: True

@@ -39,14 +39,12 @@ def updates(recipe: str, *overrides: str) -> dict[str, Any]:
         pytest.param("small", ("model.attention.kind=causal_mhla",), marks=pytest.mark.slow),
     ],
 )
-def test_a_step_waits_for_the_gpu_once_in_the_trainer_and_once_in_muon(
-    recipe: str, overrides: tuple[str, ...]
-):
+def test_a_training_step_reads_from_the_gpu_once(recipe: str, overrides: tuple[str, ...]):
     found = updates(recipe, *overrides)
     for reads in found["reads"]:
         places = {place.split(", ")[1].split(":")[0]: count for place, count in reads.items()}
-        # the loss with the norms; which matrices half precision could not resolve
-        assert places == {"train.py": 1, "update.py": 1}, reads
+        # loss, norms, and which matrices half precision could not resolve, together
+        assert places == {"update.py": 1}, reads
     assert found["backward_operations"] > 1000
     assert found["misplaced"] == []
     assert "train/loss" in found["metrics"]

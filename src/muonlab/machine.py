@@ -9,6 +9,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -117,3 +118,26 @@ def synchronize(device: torch.device) -> None:
     """Wait until ``device`` has done its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Seconds of work on ``device`` from now on; of a GPU by its own clock, so starting is free."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = self._mark()
+
+    def stop(self) -> float:
+        """The seconds since the start, once the device has done its work."""
+        ended = self._mark()
+        if isinstance(self._started, float):
+            return ended - self._started
+        ended.synchronize()
+        return self._started.elapsed_time(ended) / 1e3  # it counts milliseconds
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event

@@ -203,39 +203,35 @@ def training_step(
 ) -> dict[str, float]:
     """One update, after ``step`` of them; returns its metrics.
 
-    Where loss or gradient is not finite, nothing is updated. The host waits for a GPU twice: to
-    read loss and norms together, and at the end, so that the optimizer's time is its own.
+    Where loss or gradient is not finite, nothing is updated. The host reads a GPU's values once:
+    loss, norms and what the optimizer asks, together. It also waits for the end of the step.
     """
     settings = config.train
     watch = settings.diagnostics_every > 0 and (step + 1) % settings.diagnostics_every == 0
     qk_clip.begin_step(watch=watch)
     loss = accumulate_gradients(config, model, batches.take(step), step)
-    clipped = optimizer.clip_(settings.clip_norm)
+    norms = optimizer.clip_(settings.clip_norm)
     batches.prepare(step + 1)
-    loss, norm, norm_muon, norm_adamw, scale = torch.stack(
-        [loss, *(clipped[name] for name in ("norm", "norm_muon", "norm_adamw", "scale"))]
-    ).tolist()
-
-    started = time.perf_counter()
-    measured: dict[str, float] = {}
-    healthy = math.isfinite(loss) and math.isfinite(norm)
+    stopwatch = machine.Stopwatch(batches.device)
+    logits = qk_clip.max_logit()
+    found = optimizer.step(diagnostics=watch, read={"loss": loss, **norms, **logits})
+    healthy = all(map(math.isfinite, found.values()))
     if healthy:
-        optimizer.step(diagnostics=watch, check_finite=False)
-        measured = qk_clip.end_step()
-        if watch:
-            measured |= optimizer.diagnostics
+        qk_clip.end_step()
     model.update_balance(skipped=not healthy)
     optimizer.zero_grad()
-    machine.synchronize(batches.device)
-    return {
-        "train/loss": loss,
-        "train/grad_norm": norm,
-        "train/grad_norm_muon": norm_muon,
-        "train/grad_norm_adamw": norm_adamw,
-        "train/clip_scale": scale,
-        "train/optimizer_seconds": time.perf_counter() - started,
-        **measured,
+    row = {
+        "train/loss": found["loss"],
+        "train/grad_norm": found["norm"],
+        "train/grad_norm_muon": found["norm_muon"],
+        "train/grad_norm_adamw": found["norm_adamw"],
+        "train/clip_scale": found["scale"],
+        "train/optimizer_seconds": stopwatch.stop(),
     }
+    if healthy:
+        row |= {name: found[name] for name in logits}
+        row |= optimizer.diagnostics if watch else {}
+    return row
 
 
 def accumulate_gradients(

@@ -90,16 +90,31 @@ def test_half_precision_gradients_are_measured_in_fp32(device):
     assert Muon([p]).clip_()["norm"].item() == pytest.approx(6000.0)
 
 
-def test_the_step_without_the_check_equals_the_step_with_it():
+def test_a_step_returns_what_it_read_and_moves_as_without():
     params, muon = mixed()
     others, other = mixed()
+    loss = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
     for step in range(3):
         set_gradients(step, params, others)
-        muon.clip_(1.0)
+        norms = muon.clip_(1.0)
         other.clip_(1.0)
         muon.step()
-        other.step(check_finite=False)
+        found = other.step(read={"loss": loss, **norms})
+        assert found == {"loss": 2.5} | {name: value.item() for name, value in norms.items()}
     assert_equal_parameters(params, others)
+
+
+def test_nothing_moves_where_a_value_that_was_read_is_not_finite():
+    params, muon = mixed()
+    before = clones(params)
+    set_gradients(0, params)
+    assert muon.step(read={"loss": torch.tensor(math.inf)}) == {"loss": math.inf}
+    assert_equal_parameters(params, before)
+    assert not any(moved.any() for state in muon.state.values() for moved in state.values())
+    assert muon.num_skipped_steps == 1
+    gradient_of(params[0]).view(-1)[0] = math.nan  # this the caller does not see by itself
+    with pytest.raises(NonfiniteGradientError):
+        muon.step(read={"loss": torch.tensor(1.0)})
 
 
 def test_a_bad_bound_is_named():

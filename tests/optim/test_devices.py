@@ -1,14 +1,16 @@
 """The dtype rule, and what a step asks of a device that this machine may not have."""
 
+import copy
+
 import pytest
 import torch
 from made_parameters import SHAPES, assert_equal_parameters, clones, parameters, set_gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muonlab.optim import Muon, SlowDtypeWarning, orthogonalise, polar, update
+from muonlab.optim import Muon, SlowDtypeWarning, batches, orthogonalise, polar, update
 from muonlab.optim.processor import full_fp32
-from muonlab.optim.sizes import Sizes
+from muonlab.optim.sizes import Sizes, sizes_for
 
 SLOW_IS_FINE = pytest.mark.filterwarnings("ignore::muonlab.optim.SlowDtypeWarning")
 
@@ -128,9 +130,20 @@ def test_the_setting_comes_back_after_an_error():
 # -- an accelerator: the meta device stands for one, the trainer.s own tests run a whole step --
 
 
-class HostReads(TorchDispatchMode):
+@pytest.fixture
+def host(monkeypatch):
     """Counts what waits for the device, and answers a read as if all were well."""
+    with HostReads() as reads:
 
+        def tolist(tensor):
+            reads.found.append("tolist")
+            return [1.0] * tensor.numel()
+
+        monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+        yield reads
+
+
+class HostReads(TorchDispatchMode):
     OPS = ("_local_scalar_dense", "nonzero", "item", "equal", "masked_select", "bincount", "unique")
 
     def __init__(self):
@@ -155,28 +168,34 @@ def meta_parameters(*shapes):
 
 @SLOW_IS_FINE
 @pytest.mark.parametrize(
-    ("options", "reads"),
+    "options",
     [
-        ({"dtype": "bf16"}, 1),  # whether half precision resolved all matrices
-        ({"dtype": "fp32"}, 1),
-        ({"dtype": "bf16", "second_moment": "normuon", "cautious": True}, 1),
-        ({"schedule": "svd"}, 0),
-        ({"schedule": "none"}, 0),
+        {"dtype": "bf16"},
+        {"dtype": "fp16"},
+        {"dtype": "fp32"},
+        {"dtype": "bf16", "second_moment": "normuon", "cautious": True},
+        {"schedule": "svd"},
+        {"schedule": "none"},
     ],
     ids=str,
 )
-def test_a_step_waits_for_the_device_at_most_once(options, reads):
-    with HostReads() as host:
-        muon = Muon(meta_parameters((4, 64, 96), *[(128, 64)] * 3), **options)
-        muon.clip_(1.0)
-        assert host.found == []
-        muon.step(check_finite=False)
-        assert host.found == ["_local_scalar_dense"] * reads
-        muon.step()  # with the check for NaN
-        assert len(host.found) == 2 * reads + 1
+def test_a_step_waits_for_the_device_once(options, host):
+    muon = Muon(meta_parameters((4, 64, 96), *[(128, 64)] * 3), **options)
+    norms = muon.clip_(1.0)
+    assert host.found == []
+    muon.step(read={"loss": torch.empty((), device="meta"), **norms})
+    assert host.found == ["tolist"]
+    muon.step()
+    assert host.found == ["tolist"] * 2
 
 
-def test_every_state_tensor_is_on_its_parameters_device():
+def test_directions_that_do_not_fit_wait_for_another_read(host):
+    muon = Muon(meta_parameters(*[(64, 64)] * 3), dtype="fp32", batch_bytes=1 << 15)
+    muon.step()
+    assert host.found == ["tolist"] * 3
+
+
+def test_every_state_tensor_is_on_its_parameters_device(host):
     muon = Muon(
         [
             {"params": meta_parameters((4, 64, 96), (128, 64))},
@@ -184,8 +203,7 @@ def test_every_state_tensor_is_on_its_parameters_device():
         ],
         second_moment="normuon",
     )
-    with HostReads():
-        muon.step()
+    muon.step()
     states = [value for state in muon.state.values() for value in state.values()]
     assert len(states) == 2 * 2 + 2 * 3
     assert {value.device.type for value in states} == {"meta"}
@@ -210,28 +228,50 @@ def test_waves_of_batches_equal_batches_side_by_side(dtype, second_moment, monke
             set_gradients(step, params)
             params[0].grad[1] = torch.outer(params[0].grad[1][0], params[0].grad[1][1])  # rank 1
             params[0].grad[2] = 0
-            muon.step()
+            muon.step(diagnostics=step == 2)
+        return muon.diagnostics
 
-    train(ours, 256 << 20)
-    monkeypatch.setattr(update, "update_side_by_side", waves_on_the_cpu)
-    train(other, 1 << 20)
+    first = train(ours, 256 << 20)
+    as_an_accelerator(monkeypatch)
+    second = train(other, 1 << 20)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert second[name] == pytest.approx(value, rel=0.1)
     for p, q in zip(ours, other, strict=True):
         bound = 1e-5 if dtype == "fp32" else 3e-2
         torch.testing.assert_close(p.detach(), q.detach(), atol=bound, rtol=bound)
 
 
-def waves_on_the_cpu(work, workspaces):
-    for wave in update.waves(work, 1 << 15):
-        update.update_wave(wave, workspaces[0])
+def as_an_accelerator(monkeypatch):
+    """From now on this CPU is worked on as if its values took a wait to read."""
+    sizes = sizes_for(torch.device("meta"))
+    for module in (batches, polar, update):
+        monkeypatch.setattr(module, "sizes_for", lambda device: sizes)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+@SLOW_IS_FINE
+def test_an_accelerator_moves_nothing_where_the_step_is_refused(dtype, monkeypatch):
+    """Though it has the directions by then."""
+    as_an_accelerator(monkeypatch)
+    params = parameters((2, 8, 16), (16, 16))
+    muon = Muon(params, dtype=dtype)
+    stepped(muon)
+    before, state = clones(params), copy.deepcopy(muon.state_dict()["state"])
+    set_gradients(1, params)
+    muon.step(read={"loss": torch.tensor(torch.nan)})
+    assert_equal_parameters(params, before)
+    for key, value in muon.state_dict()["state"].items():
+        assert torch.equal(value["momentum"], state[key]["momentum"])
 
 
 def test_sizes_come_from_one_place(monkeypatch):
     """Other sizes, the same result: nothing else knows how a CPU is cut."""
     start = parameters((6, 16, 24), (40, 16))
     results = []
-    for sizes in (None, Sizes(per_pass=50, per_batch=400, per_repair=100)):
+    for sizes in (None, Sizes(per_pass=50, per_batch=400, per_repair=100, host_waits=False)):
         if sizes is not None:
-            for module in (polar, update):
+            for module in (batches, polar, update):
                 monkeypatch.setattr(module, "sizes_for", lambda device, sizes=sizes: sizes)
         params = clones(start)
         muon = Muon(params, dtype="fp32")

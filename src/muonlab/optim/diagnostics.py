@@ -10,7 +10,7 @@ from torch import Tensor
 from muonlab.optim.polar import normalise_
 
 if TYPE_CHECKING:
-    from muonlab.optim.update import Piece
+    from muonlab.optim.batches import Piece
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,9 +1,10 @@
 """One sweep over all gradients: their norms, whether they are finite, and clipping.
 
-Nothing here reads a value on the host but `Sweep.first_nonfinite`, and a CPU's own values, which
-cost nothing to read.
+Nothing here reads a value on the host but `Sweep.first_nonfinite`, once the norm is known not to be
+finite, and a CPU's own values, which cost nothing to read.
 """
 
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ class Sweep:
             for each in self.gradients
         )
 
+    @functools.cached_property
     def norms(self) -> dict[str, Tensor]:
-        """``norm`` of all gradients, ``norm_muon`` and ``norm_adamw``, 0-d, on the device."""
-        device = self.gradients[0].values.device if self.gradients else None
+        """``norm`` of all gradients, before clipping, ``norm_muon`` and ``norm_adamw``; 0-d."""
+        device = self.gradients[0].values.device if self.gradients else torch.device("cpu")
         totals = {}
         for algorithm in ("muon", "adamw"):
             parts = [
@@ -92,10 +94,8 @@ class Sweep:
         ]
 
     def first_nonfinite(self) -> str | None:
-        """The name of a parameter whose gradient is not finite; reads one value on the host."""
-        if not self.gradients or bool(self.norms()["norm"].isfinite()):
-            return None
-        for each in self.gradients:  # a norm may overflow where values do not
+        """The name of a parameter whose gradient is not finite; the norm may overflow without."""
+        for each in self.gradients:
             if not bool(each.values.isfinite().all()):
                 return each.name
         return None

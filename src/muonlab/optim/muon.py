@@ -4,8 +4,9 @@ Matrices get momentum and an orthogonalised update; everything else gets AdamW, 
 optimizer, with one state dict. Groups say which: ``{"params": […], "algorithm": "muon"}``.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from muonlab.optim.adamw import step_adamw
+from muonlab.optim.batches import pieces_of
 from muonlab.optim.gradients import NonfiniteGradientError, Sweep, refuse_sharded
 from muonlab.optim.layout import MatrixSpec
 from muonlab.optim.options import check_group, check_options
 from muonlab.optim.polar import Workspace, resolve_dtype, step_flops
 from muonlab.optim.processor import bf16_is_native, full_fp32
-from muonlab.optim.state import fitted_state, names_of, new_muon_state
-from muonlab.optim.update import Piece, update
+from muonlab.optim.state import fitted_state, names_of
+from muonlab.optim.update import Update, read_together
 
 
 class SlowDtypeWarning(UserWarning):
@@ -157,18 +159,16 @@ class Muon(Optimizer):
         AdamW's step only: Muon's does not see the scale), and ``scale``, the factor applied.
 
         ``norm`` is finite exactly if all gradients are, as long as their squares stay in the range
-        of fp32; where it is not, nothing is scaled. A training loop reads it with its loss and then
-        calls ``step(check_finite=False)``: one wait for the device in place of two.
+        of fp32; where it is not, nothing is scaled. A training loop lets the step read it together
+        with its loss, so that it waits for the device once:
 
             norms = optimizer.clip_(1.0)
-            loss, norm = torch.stack([loss.detach(), norms["norm"]]).tolist()
-            if math.isfinite(loss) and math.isfinite(norm):
-                optimizer.step(check_finite=False)
+            found = optimizer.step(read={"loss": loss, **norms})  # {"loss": 5.3, "norm": 0.9, …}
         """
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm {max_norm!r} must be positive, or None")
         self._sweep = Sweep(self.param_groups)
-        norms = self._sweep.norms()
+        norms = self._sweep.norms
         norm = norms["norm"]
         scale = torch.ones_like(norm)
         if max_norm is not None:
@@ -184,14 +184,17 @@ class Muon(Optimizer):
         closure: Callable[[], Any] | None = None,
         *,
         diagnostics: bool = False,
-        check_finite: bool = True,
+        read: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Update every parameter that has a gradient; returns the closure's loss.
 
         ``diagnostics=True`` fills `diagnostics` (flat metrics) and `block_update_rms` (per matrix).
-        ``check_finite=False`` leaves out the check for NaN and infinity: the caller has read
-        `clip_`'s norm. Off the CPU, a step waits for the device once for that check, and once for
-        the matrices that half precision could not resolve, if it uses half precision.
+        ``read``: 0-d tensors that the step returns as numbers, in place of the loss. Where one of
+        them is not finite, nothing moves, and what follows is left to the caller.
+
+        A step waits for a GPU once: these values, whether the gradients are finite, and which
+        matrices half precision could not resolve are one read. There is one more for each further
+        half of ``batch_bytes`` that the directions of all matrices take.
         """
         loss = None
         if closure is not None:
@@ -202,81 +205,44 @@ class Muon(Optimizer):
             sweep = Sweep(self.param_groups)
         if not sweep.gradients:
             self._warn_of_no_gradients()
-            return loss
-        bad = sweep.first_nonfinite() if check_finite else None
-        if bad is not None:
+        elif not self._dtypes_are_resolved:
+            self._resolve_dtypes()
+        if "_workspaces" not in self.__dict__:
+            self._workspaces = []
+        copies: list[tuple[Tensor, Tensor]] = []
+        found = pieces_of(self.param_groups, self.defaults, self.state, sweep, copies)
+        with full_fp32():
+            update = Update(found, self._workspaces, self.batch_bytes, diagnostics=diagnostics)
+        read_too = read or {}
+        norm, *answers = read_together([sweep.norms["norm"], *read_too.values(), *update.questions])
+        numbers = dict(zip(read_too, answers, strict=False))
+        result = loss if read is None else numbers
+        if not all(map(math.isfinite, numbers.values())):
+            self.num_skipped_steps += 1
+            return result
+        if not math.isfinite(norm) and (bad := sweep.first_nonfinite()) is not None:
             if self.nonfinite == "raise":
                 raise NonfiniteGradientError(
                     f"{bad}: the gradient is not finite; nothing was changed"
                 )
             self.num_skipped_steps += 1
-            return loss
-        if not self._dtypes_are_resolved:
-            self._resolve_dtypes()
+            return result
         for group in self.param_groups:
             if group["algorithm"] == "adamw":
                 step_adamw(group, self.state)
-        self._step_muon(sweep, diagnostics=diagnostics)
-        return loss
+        with full_fp32():
+            collected = update.finish(answers[len(numbers) :])
+        for parameter, moved in copies:
+            parameter.copy_(moved)
+        if diagnostics:
+            self.diagnostics = collected.summary()
+            self.block_update_rms = collected.block_update_rms()
+        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in every optimizer of torch."""
         self._sweep = None  # it holds the gradients
         super().zero_grad(set_to_none)
-
-    def _step_muon(self, sweep: Sweep, *, diagnostics: bool) -> None:
-        """Groups of equal options are one to the batches, whatever their layouts."""
-        found: dict[Any, tuple[list[Piece], dict[str, Any]]] = {}
-        copies: list[tuple[Tensor, Tensor]] = []
-        for group in self.param_groups:
-            if group["algorithm"] == "muon":
-                options = {name: group[name] for name in self.defaults if name in group}
-                key = tuple(
-                    (k, id(v) if isinstance(v, Tensor) else repr(v)) for k, v in options.items()
-                )
-                pieces, _ = found.setdefault(key, ([], options))
-                pieces += self._pieces(group, sweep, copies)
-        if "_workspaces" not in self.__dict__:
-            self._workspaces = []
-        with full_fp32():
-            collected = update(
-                found.values(), self._workspaces, self.batch_bytes, diagnostics=diagnostics
-            )
-        for parameter, values in copies:
-            parameter.copy_(values)
-        if diagnostics:
-            self.diagnostics = collected.summary()
-            self.block_update_rms = collected.block_update_rms()
-
-    def _pieces(
-        self, group: dict[str, Any], sweep: Sweep, copies: list[tuple[Tensor, Tensor]]
-    ) -> Iterator[Piece]:
-        """The blocks of a group; of parameters that are not contiguous, of a copy in ``copies``."""
-        for name, parameter in zip(names_of(group), group["params"], strict=True):
-            if parameter.grad is None or not parameter.numel():
-                continue
-            spec, state = (
-                MatrixSpec.from_layout(parameter.shape, group["layout"]),
-                self.state[parameter],
-            )
-            if not state:
-                state.update(new_muon_state(parameter, spec, group["second_moment"]))
-            values = parameter
-            if not parameter.is_contiguous():
-                values = parameter.detach().contiguous()
-                copies.append((parameter, values))
-            parameters = spec.blocks(values)
-            gradients = spec.blocks(parameter.grad)
-            momenta = spec.blocks(state["momentum"])
-            moments = [None] * len(parameters)
-            if "second_moment" in state:
-                moments = spec.split(state["second_moment"])
-            squares = sweep.squares[parameter]
-            for index, gradient in enumerate(gradients):
-                active = _active(gradient, squares[index]) if spec.is_stack else None
-                yield Piece(
-                    name, parameters[index], gradient, momenta[index], moments[index], active
-                )
 
     def _resolve_dtypes(self) -> None:
         """Settle ``auto``, and say so where a choice, perhaps of a loaded state, is slow here."""
@@ -375,18 +341,6 @@ def _check_parameters(group: dict[str, Any]) -> None:
                 MatrixSpec.from_layout(parameter.shape, group["layout"])
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-
-
-def _active(gradient: Tensor, squares: Tensor) -> Tensor | None:
-    """Of (B, m, n), which matrices have a gradient, as (B, 1, 1); None if all do, or are said to.
-
-    Off the CPU the answer is never read, so it is always a tensor.
-    """
-    idle = squares == 0
-    if gradient.device.type == "cpu" and not bool(idle.any()):
-        return None
-    idle &= gradient.abs().amax(dim=(1, 2)) == 0  # tiny values have a square of 0 too
-    return idle.logical_not_().view(-1, 1, 1)
 
 
 def _described(group: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ class QKClip:
     """The attention logits of a model's training steps, watched, and clipped above ``threshold``.
 
     Serves modules with ``qk_weights()``, the views that `clip_heads_` takes, and ``max_logits``,
-    which is None or (H,) and then raised to each head's largest logit by every forward pass.
+    which is None or (H,): a forward pass in training then raises it to each head's largest logit.
     """
 
     def __init__(self, model: nn.Module, threshold: float | None = None) -> None:
@@ -33,16 +33,20 @@ class QKClip:
                 query, _ = attention.qk_weights()
                 attention.max_logits = query.new_full(query.shape[:1], -torch.inf)
 
-    def end_step(self) -> dict[str, float]:
-        """Clip after the optimizer's step; ``qk/max_logit`` before it, where it was recorded."""
-        recorded = [a for a in self._attentions if a.max_logits is not None]
+    def max_logit(self) -> dict[str, Tensor]:
+        """``qk/max_logit`` of this step, 0-d on the device; empty where nothing is recorded."""
+        recorded = [a.max_logits.amax() for a in self._recorded()]
+        return {"qk/max_logit": torch.stack(recorded).amax()} if recorded else {}
+
+    def end_step(self) -> None:
+        """Clip, after the optimizer's step."""
         if self.threshold is not None:
-            for attention in recorded:
+            for attention in self._recorded():
                 query, key = attention.qk_weights()
                 clip_heads_(query, key, attention.max_logits, threshold=self.threshold)
-        if not recorded:
-            return {}
-        return {"qk/max_logit": torch.stack([a.max_logits.amax() for a in recorded]).amax().item()}
+
+    def _recorded(self) -> list[Any]:
+        return [a for a in self._attentions if a.max_logits is not None]
 
 
 @torch.no_grad()

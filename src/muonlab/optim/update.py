@@ -1,113 +1,81 @@
 """One Muon update for the matrices of all groups, batched by shape.
 
-Legend: B matrices of a batch, each m × n. A *piece* is one block (B, m, n) of one parameter; pieces
-of one shape and of equal options, from any parameters, share a batch. On a CPU a batch is small
-enough to stay in cache, and each core works on batches of its own; elsewhere all batches are
-queued before the host asks, once, whether some matrices must be done again in fp32.
+Legend: B matrices of a batch, each m × n; *piece*, *batch*, *wave* as in `muonlab.optim.batches`.
+On a CPU a batch is small enough to stay in cache, and each core works on batches of its own.
+Elsewhere a wave of batches is queued before the host asks, once, whether some matrices must be done
+again in fp32.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from muonlab.optim.batches import Batch, Options, Piece, batches, dtype_of, num_workers, waves
 from muonlab.optim.diagnostics import Collector
 from muonlab.optim.options import update_scale
-from muonlab.optim.polar import (
-    Workspace,
-    matrices_within,
-    normalise_,
-    polar_iterations,
-    repair_,
-    svd_polar,
-    work_dtype,
-    workspace_bytes,
-)
+from muonlab.optim.polar import Workspace, normalise_, polar_iterations, repair_, svd_polar
 from muonlab.optim.schedules import resolve_schedule
 from muonlab.optim.sizes import sizes_for
 from muonlab.optim.workers import parallel_map
 
-Options = dict[str, Any]
+
+class Update:
+    """One update of every piece, in two halves around one question of the host to the device.
+
+    On a CPU the first half does nothing and asks nothing. Elsewhere it queues the directions of the
+    first wave of batches, and changes nothing that lasts: the host can ask ``questions`` together
+    with whether to go on at all, and then calls `finish`, or lets the update be.
+    """
+
+    def __init__(
+        self,
+        found: list[tuple[list[Piece], Options]],
+        workspaces: list[Workspace],
+        max_bytes: int,
+        *,
+        diagnostics: bool,
+    ) -> None:
+        """``workspaces`` is kept between steps and bounded by ``max_bytes``."""
+        pieces = [piece for same, _ in found for piece in same]
+        in_waves = any(sizes_for(piece.parameter.device).host_waits for piece in pieces)
+        workers = min((num_workers(*each, max_bytes) for each in found), default=1)
+        if in_waves:
+            workers, max_bytes = 1, max_bytes // 2  # the other half is for a wave's directions
+        if len(workspaces) != workers:
+            workspaces[:] = [Workspace() for _ in range(workers)]
+        self._workspaces = workspaces
+        self._work: list[Batch] = []
+        shapes = set()
+        for same, options in found:
+            for batch in batches(same, options, max_bytes // workers, workers):
+                shape = batch[0].parameter.shape[1:]
+                collector = Collector(sample=shape not in shapes) if diagnostics else None
+                shapes.add(shape)
+                self._work.append(Batch(batch, options, collector))
+        self._waves = list(waves(self._work, max_bytes)) if in_waves else []
+        self._first = [_started(batch, workspaces[0]) for wave in self._waves[:1] for batch in wave]
+        self.questions = _questions(self._first)
+
+    def finish(self, answers: Sequence[float]) -> Collector:
+        """Move momentum and parameters; ``answers`` are the values of ``questions``."""
+        if not self._waves:
+            update_side_by_side(self._work, self._workspaces)
+        started = self._first
+        for number, wave in enumerate(self._waves):
+            if number > 0:
+                started = [_started(batch, self._workspaces[0]) for batch in wave]
+                answers = read_together(_questions(started))
+            _finish_wave(started, answers, self._workspaces[0])
+        return Collector.joined(b.collector for b in self._work if b.collector is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Views of one block of one parameter, each (B, m, n); ``second_moment`` may be (B, m, 1)."""
-
-    name: str
-    parameter: Tensor
-    gradient: Tensor
-    momentum: Tensor
-    second_moment: Tensor | None
-    active: Tensor | None  # (B, 1, 1), bool; None when every matrix has a gradient
-
-    @property
-    def master(self) -> torch.dtype:
-        """Of sums and scales: fp32, or fp64 for such parameters."""
-        return torch.promote_types(self.parameter.dtype, torch.float32)
-
-    @property
-    def size(self) -> int:
-        return self.parameter.shape[0]
-
-    def part(self, part: slice) -> "Piece":
-        return Piece(
-            name=self.name,
-            parameter=self.parameter[part],
-            gradient=self.gradient[part],
-            momentum=self.momentum[part],
-            second_moment=None if self.second_moment is None else self.second_moment[part],
-            active=None if self.active is None else self.active[part],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Pieces of equal (m, n), dtype, device and options."""
-
-    pieces: list[Piece]
-    options: Options
-    collector: Collector | None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        _, m, n = self.pieces[0].parameter.shape
-        return sum(piece.size for piece in self.pieces), m, n
-
-
-def update(
-    found: Iterable[tuple[list[Piece], Options]],
-    workspaces: list[Workspace],
-    max_bytes: int,
-    *,
-    diagnostics: bool,
-) -> Collector:
-    """Update every piece; ``workspaces`` is kept between steps and bounded by ``max_bytes``."""
-    found = list(found)
-    pieces = [piece for same, _ in found for piece in same]
-    on_cpu = all(piece.parameter.device.type == "cpu" for piece in pieces)
-    workers = min((_num_workers(*each, max_bytes) for each in found), default=1) if on_cpu else 1
-    if len(workspaces) != workers:
-        workspaces[:] = [Workspace() for _ in range(workers)]
-    # Off the CPU, a half of the bytes is for the directions that wait for the answer.
-    bytes_each = max_bytes // workers if on_cpu else max_bytes // 2
-    shapes = set()
-    work = []
-    for same, options in found:
-        for batch in _batches(same, options, bytes_each, workers):
-            shape = batch[0].parameter.shape[1:]
-            collector = Collector(sample=shape not in shapes) if diagnostics else None
-            shapes.add(shape)
-            work.append(Batch(batch, options, collector))
-    if on_cpu:
-        update_side_by_side(work, workspaces)
-    else:
-        for wave in waves(work, max_bytes - bytes_each):
-            update_wave(wave, workspaces[0])
-    return Collector.joined(batch.collector for batch in work if batch.collector is not None)
+def read_together(values: Sequence[Tensor]) -> list[float]:
+    """0-d tensors as numbers, by one read of the host."""
+    values = [value.detach().to(values[0].device) for value in values]
+    return torch.stack(values).tolist() if values else []
 
 
 def update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None:
@@ -118,7 +86,7 @@ def update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None:
     def finish(batch: Batch) -> None:
         workspace = free.get()
         try:
-            directions, reliable = _orthogonalised(batch, workspace)
+            directions, reliable = _orthogonalised(batch, workspace, move_momentum=True)
             if reliable is not None and not bool(reliable.all()):
                 _repair_(batch, directions, reliable, workspace)
             _apply(batch, directions)
@@ -128,105 +96,54 @@ def update_side_by_side(work: list[Batch], workspaces: list[Workspace]) -> None:
     parallel_map(finish, work, len(workspaces))
 
 
-def update_wave(wave: list[Batch], workspace: Workspace) -> None:
-    """One wave of batches with a single question of the host to the device."""
-    started = []
-    for batch in wave:
-        directions, reliable = _orthogonalised(batch, workspace)
-        started.append((batch, directions.clone(), reliable))
-    flags = [reliable for *_, reliable in started if reliable is not None]
-    if flags and not bool(torch.cat(flags).all()):
-        for batch, directions, reliable in started:
-            if reliable is not None and not bool(reliable.all()):
-                _repair_(batch, directions, reliable, workspace)
-    for batch, directions, _ in started:
-        _apply(batch, directions)
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A batch whose directions (B, m, n) are queued on its device; nothing has moved yet."""
+
+    batch: Batch
+    directions: Tensor
+    reliable: Tensor | None  # (B,)
 
 
-def waves(work: list[Batch], max_bytes: int) -> Iterator[list[Batch]]:
-    """Batches of one device whose directions take at most ``max_bytes`` together."""
-    wave: list[Batch] = []
-    used = 0
-    for batch in work:
-        count, m, n = batch.shape
-        size = count * m * n * _dtype(batch.pieces[0], batch.options).itemsize
-        device = batch.pieces[0].parameter.device
-        if wave and (used + size > max_bytes or wave[0].pieces[0].parameter.device != device):
-            yield wave
-            wave, used = [], 0
-        wave.append(batch)
-        used += size
-    if wave:
-        yield wave
+def _started(batch: Batch, workspace: Workspace) -> Started:
+    directions, reliable = _orthogonalised(batch, workspace, move_momentum=False)
+    return Started(batch, directions.clone(), reliable)
 
 
-def _num_workers(pieces: Iterable[Piece], options: Options, max_bytes: int) -> int:
-    """How many batches to work on at a time: as many as there are CPU cores and workspaces for."""
-    workers = torch.get_num_threads()
-    for piece in pieces:
-        _, m, n = piece.parameter.shape
-        dtype, device = _dtype(piece, options), piece.parameter.device
-        workers = min(workers, max_bytes // workspace_bytes(1, m, n, piece.master, dtype, device))
-    return max(1, workers)
+def _questions(wave: list[Started]) -> list[Tensor]:
+    """Whether to rely on all matrices, for each batch that may have some not to rely on."""
+    return [each.reliable.all() for each in wave if each.reliable is not None]
 
 
-def _batches(
-    pieces: Iterable[Piece], options: Options, max_bytes: int, workers: int
-) -> Iterator[list[Piece]]:
-    """Pieces of equal (m, n) and dtype, cut and joined into batches of bounded workspace."""
-    by_shape: dict[tuple[Any, ...], list[Piece]] = {}
-    for piece in pieces:
-        key = (*piece.parameter.shape[1:], piece.parameter.dtype, piece.parameter.device)
-        by_shape.setdefault(key, []).append(piece)
-    for (m, n, _, device), same in by_shape.items():
-        dtype, sizes = _dtype(same[0], options), sizes_for(device)
-        within = matrices_within(max_bytes, m, n, same[0].master, dtype, device)
-        fair = -(-sum(piece.size for piece in same) // workers)
-        limit = min(sizes.per_batch // (m * n), within, fair)
-        batch, size = [], 0
-        for piece in same:
-            for part in _cut(piece, max(1, min(limit, sizes.per_pass // (m * n)))):
-                if batch and size + part.size > limit:
-                    yield batch
-                    batch, size = [], 0
-                batch.append(part)
-                size += part.size
-        yield batch
+def _finish_wave(wave: list[Started], answers: Sequence[float], workspace: Workspace) -> None:
+    answer = iter(answers)
+    for each in wave:
+        for piece in each.batch.pieces:
+            _lerp_(piece.momentum, piece.gradient, 1 - each.batch.options["momentum"], piece.active)
+        if each.reliable is not None and not next(answer):
+            _repair_(each.batch, each.directions, each.reliable, workspace)
+        _apply(each.batch, each.directions)
 
 
-def _cut(piece: Piece, size: int) -> Iterator[Piece]:
-    """Pieces of at most ``size`` matrices."""
-    if piece.size <= size:
-        yield piece
-        return
-    for start in range(0, piece.size, size):
-        yield piece.part(slice(start, start + size))
+def _orthogonalised(
+    batch: Batch, workspace: Workspace, *, move_momentum: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The directions (B, m, n), in ``workspace``, and on which of them to rely, (B,).
 
-
-def _dtype(piece: Piece, options: Options) -> torch.dtype:
-    """Of the matrix products."""
-    if options["schedule"] in ("svd", "none"):
-        return piece.master
-    _, m, n = piece.parameter.shape
-    return work_dtype(options["dtype"], piece.master, piece.parameter.device, min(m, n))
-
-
-def _orthogonalised(batch: Batch, workspace: Workspace) -> tuple[Tensor, Tensor | None]:
-    """Momentum, then the directions (B, m, n), in ``workspace``, and on which of them to rely."""
+    They are those of the momentum after this step; it stays as it is unless ``move_momentum``.
+    """
     options, first = batch.options, batch.pieces[0]
-    x = workspace.take("x", batch.shape, _dtype(first, options), first.parameter.device)
-    for piece, slot in zip(batch.pieces, _by_piece(batch, x), strict=True):
-        _accumulate(piece, slot, options)
-    if batch.collector is not None:
-        batch.collector.before(
-            _direction(first.gradient[0], first.momentum[0], first.master, options)
-        )
+    x = workspace.take("x", batch.shape, dtype_of(first, options), first.parameter.device)
+    # The range of fp16 is too small for squares of raw gradients.
+    raw = x if x.dtype != torch.float16 else torch.empty_like(x, dtype=first.master)
+    for piece, slot in zip(batch.pieces, _by_piece(batch, raw), strict=True):
+        _accumulate(piece, slot, options, move_momentum=move_momentum)
     if options["schedule"] == "none":
         return x, None
     if options["schedule"] == "svd":
         return svd_polar(normalise_(x)), None
-    if x.dtype == torch.float16:  # its range is too small for squares of raw gradients
-        x.copy_(normalise_(_master(batch)))
+    if raw is not x:
+        x.copy_(normalise_(raw))
     return polar_iterations(x, resolve_schedule(options["schedule"]), workspace)
 
 
@@ -239,6 +156,11 @@ def _apply(batch: Batch, directions: Tensor) -> None:
     """Second moment, scale, weight decay and step."""
     _, m, n = batch.shape
     scale = update_scale(batch.options["scale"], m, n)
+    if batch.collector is not None:
+        first = batch.pieces[0]
+        batch.collector.before(
+            _direction(first.gradient[0], first.momentum[0], first.master, batch.options)
+        )
     for piece, direction in zip(batch.pieces, _by_piece(batch, directions), strict=True):
         if piece.second_moment is not None:
             direction = _adapted(direction, piece, batch.options)
@@ -269,9 +191,10 @@ def _rows(piece: Piece, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(rows, dim=1) for tensor in tensors), strict=True)
 
 
-def _accumulate(piece: Piece, out: Tensor, options: Options) -> None:
+def _accumulate(piece: Piece, out: Tensor, options: Options, *, move_momentum: bool) -> None:
     """M ← μM + (1 − μ)G, and the direction into ``out``; an idle matrix keeps its M exactly."""
     for gradient, momentum, target in _rows(piece, piece.gradient, piece.momentum, out):
+        momentum = momentum if move_momentum else momentum.clone()
         _lerp_(momentum, gradient, 1 - options["momentum"], piece.active)
         target.copy_(_direction(gradient, momentum, piece.master, options))
 
