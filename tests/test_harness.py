@@ -71,6 +71,7 @@ def log_likelihood(
     return -scores.losses[len(tokenizer.encode(context)) - 1 :].sum().item()
 
 
+@pytest.mark.slow  # lm-eval reads all of its tasks
 def test_an_unknown_task_and_text_without_sentences_are_refused(tmp_path):
     with pytest.raises(ExportError, match="task 'nonsense' is unknown"):
         evaluate_exported(tmp_path, ["nonsense"])

@@ -39,10 +39,17 @@ def wait_for_step(process: subprocess.Popen[str], directory: RunDirectory, step:
     while not any(row["step"] >= step for row in directory.metrics()):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),  # handled by the same lines as SIGINT
+    ],
+)
 def test_a_stopped_process_is_resumed_to_the_same_weights(
     text: Path,
     cache_dir: Path,
@@ -53,7 +60,8 @@ def test_a_stopped_process_is_resumed_to_the_same_weights(
     overrides = [
         *TINY,
         f"data.source.path={text}",
-        "train.steps=80",
+        "train.steps=40",
+        "train.evaluate_every=10",
         "train.checkpoint_every=3",
         "model.dropout=0.1",
         "model.ffn.router_noise=0.5",
@@ -77,15 +85,9 @@ def test_a_stopped_process_is_resumed_to_the_same_weights(
     assert_same_end(whole, directory)
 
 
-def test_a_reader_that_leaves_and_a_terminal_without_unicode() -> None:
+def test_a_terminal_without_unicode() -> None:
     with start(["inspect", "nano"], PYTHONIOENCODING="ascii", LC_ALL="C") as process:
         output, error = process.communicate()
     assert process.returncode == 0
     assert "74,144" in output
     assert error == ""
-    with start(["inspect", "nano", "--config"]) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
-    assert process.returncode == 0

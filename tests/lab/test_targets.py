@@ -78,6 +78,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(seeds: int, rounds: i
     assert 0.91 < hits / rounds <= 0.99
 
 
+@pytest.mark.slow
 def test_the_fits_interval_covers_the_truth_too() -> None:
     hits = 0
     for seed in range(60):
