@@ -73,8 +73,9 @@ def test_dry_run_says_what_is_missing_and_makes_nothing(
     places = ["--runs-dir", str(tmp_path / "s"), "--cache-dir", str(cache_dir)]
     text = printed(capsys, "run", "--scale", "nano", "--dry-run", "--workers", "2", *places)
     assert re.search(
-        r"tiny at scale nano: 8 runs to make, \d\.\d\de\+\d\d FLOP, \d+\.\d\d hours here with "
-        r"2 × 1 threads, at most [\d.]+ MB under way, [\d.]+ MB kept",
+        r"tiny at scale nano: 8 runs to make, \d\.\d\de\+\d\d FLOP, \d+\.\d\d hours on this "
+        r"machine \(2 at a time, threads each: 1\); disk: up to [\d.]+ MB of checkpoints while it "
+        r"runs, [\d.]+ MB afterwards",
         text,
     )
     assert "timed: a measurement, no runs" in text

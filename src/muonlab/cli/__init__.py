@@ -76,7 +76,8 @@ def run(arguments: Sequence[str]) -> int:
                 prog="muonlab",
                 description="Train, compare and run small Mixture-of-Experts language models.",
                 args=list(arguments) or ["--help"],
-                config=(tyro.conf.DisallowNone,),  # "PATH" in help, not "{None}|PATH"
+                # help says "PATH", not "{None}|PATH", and "--watch" without "--no-watch"
+                config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
             )
         sys.stdout.flush()
     except InterruptedRun as stop:

@@ -1,4 +1,4 @@
-"""`muonlab study …`: what the papers' experiments ask, making their runs, how far they are."""
+"""`muonlab study …`: list, show, run and report the papers' experiments."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +22,18 @@ application = SubcommandApp()
 StudyName = Annotated[
     str,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="STUDY", help="its name; `muonlab study list` lists all"),
+    tyro.conf.arg(metavar="STUDY", help="a study; `muonlab study list` lists all"),
 ]
 StudyNames = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="STUDY", help="their names", help_behavior_hint="(default: all)"),
+    tyro.conf.arg(
+        metavar="STUDY",
+        help="studies; `muonlab study list` lists all",
+        help_behavior_hint="(default: all)",
+    ),
 ]
-AtScale = Annotated[Scale, tyro.conf.arg(help="nano: minutes; small: hours; paper: a GPU")]
+AtScale = Annotated[Scale, tyro.conf.arg(help="nano takes minutes, small hours, paper a GPU")]
 StudiesDir = Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")]
 STATES = ("finished", "failed", "running", "interrupted", "to do")
 
@@ -43,7 +47,7 @@ def list_studies(*, scale: AtScale = "small") -> None:
 
 
 def print_list(names: tuple[str, ...], scale: Scale) -> None:
-    """A row an experiment."""
+    """Print one row for each experiment."""
     table = Table("study", "runs", "claims", "question", box=None, pad_edge=False)
     for name in names:
         experiment = find(name, scale)
@@ -60,26 +64,31 @@ def run(
     workers: Annotated[
         int | None,
         tyro.conf.arg(
-            help="runs side by side",
-            help_behavior_hint="(default: usable cores divided by threads)",
+            help="how many runs to make at the same time",
+            help_behavior_hint="(default: usable cores divided by --threads)",
         ),
     ] = None,
-    threads: Annotated[int, tyro.conf.arg(help="threads of each run")] = 1,
+    threads: Annotated[int, tyro.conf.arg(help="CPU threads for each run")] = 1,
     executor: Annotated[
-        Literal["local", "ray"], tyro.conf.arg(help="processes here, or Ray tasks")
+        Literal["local", "ray"],
+        tyro.conf.arg(help="make runs in processes on this machine, or as Ray tasks"),
     ] = "local",
-    dry_run: Annotated[bool, tyro.conf.arg(help="only say what the missing runs cost")] = False,
-    retry_failed: Annotated[
-        bool, tyro.conf.arg(help="make runs again that ended in an error")
+    dry_run: Annotated[
+        bool, tyro.conf.arg(help="only print what the missing runs would cost")
     ] = False,
-    keep_checkpoints: Annotated[bool, tyro.conf.arg(help="of finished runs too")] = False,
+    retry_failed: Annotated[
+        bool, tyro.conf.arg(help="make runs that ended in an error once more")
+    ] = False,
+    keep_checkpoints: Annotated[
+        bool, tyro.conf.arg(help="keep the checkpoints of finished runs, too")
+    ] = False,
     runs_dir: StudiesDir = STUDIES_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Make the runs of studies that are missing; go on with those that were cut.
+    """Make the missing runs of studies, and resume interrupted ones.
 
-    The same command again goes on after any interruption, and does nothing once all is done.
-    Ctrl-C writes checkpoints and ends with exit code 130. A study takes no hyper-parameters.
+    After an interruption, give the same command again. Once all runs are finished it does nothing.
+    Ctrl-C writes checkpoints and ends with exit code 130. A study's hyper-parameters are fixed.
     """
     from muonlab.lab.engine import Resources, run_measurement, run_study
     from muonlab.lab.experiment import Measurement
@@ -105,7 +114,7 @@ def run(
 def status(
     studies: StudyNames = (), /, *, scale: AtScale = "small", runs_dir: StudiesDir = STUDIES_DIR
 ) -> None:
-    """Say how far studies are, and which values their searches chose."""
+    """Print how many runs of each study are finished, and which values its searches chose."""
     from muonlab.lab.record import status as study_status
     from muonlab.papers import EXPERIMENTS
 
@@ -131,8 +140,8 @@ def report(
 ) -> None:
     """Write the reports of studies: a page, Markdown with pictures, CSV, verdicts.
 
-    A report can be written at any time: runs that are missing or failed are shown as such. Without
-    names: the studies that have a folder of runs. A report of more runs is never overwritten.
+    A report can be written at any time: it marks missing and failed runs. Without names, it covers
+    all studies that have runs. It never overwrites a report that was made from more runs.
     """
     from muonlab.lab.plan import folder, folder_name
     from muonlab.papers import EXPERIMENTS
@@ -160,7 +169,7 @@ def report(
 
 @application.command
 def show(study: StudyName, /, *, scale: AtScale = "small") -> None:
-    """Show a study: question, arms as changes from the first, seeds, searches, claims, notes."""
+    """Show a study: question, claims, seeds, notes, and how each arm differs from the first."""
     from muonlab.lab.experiment import Study
 
     experiment = find(study, scale)
@@ -179,7 +188,7 @@ def show(study: StudyName, /, *, scale: AtScale = "small") -> None:
 
 
 def find(name: str, scale: Scale) -> "Experiment":
-    """The experiment of that name; raises UserError with the legal ones."""
+    """The experiment of that name; raises UserError with the legal names."""
     from muonlab.papers import EXPERIMENTS
 
     if name not in EXPERIMENTS:
@@ -191,7 +200,7 @@ def find(name: str, scale: Scale) -> "Experiment":
 
 
 def differences(base: "RunConfig", other: "RunConfig") -> Iterator[str]:
-    """Fields in which the configs differ, as ``field: a → b``; names and seeds apart."""
+    """Fields in which two configs differ, as ``field: a → b``, without names and seeds."""
     from muonlab.config import to_dict
 
     one, two = (dict(_flat(to_dict(config))) for config in (base, other))
@@ -220,7 +229,7 @@ def _tuning(arm: "Arm") -> str:
 
 def _values(values: Any) -> str:
     if values is None:
-        return "search under way"
+        return "search not finished"
     return ", ".join(f"{field} {value:g}" for field, value in values.items())
 
 
@@ -255,9 +264,9 @@ def _print_cost(experiment: "Experiment", root: Path, resources: "Resources") ->
     hours = cost.seconds / 3600 / workers
     console.print(
         f"{experiment.name} at scale {experiment.scale}: {cost.runs} runs to make, "
-        f"{cost.flops:.2e} FLOP, {hours:.2f} hours here with {workers} × {resources.threads} "
-        f"threads, at most {workers * cost.checkpoint_bytes / 1e6:,.0f} MB under way, "
-        f"{cost.kept_bytes / 1e6:,.1f} MB kept"
+        f"{cost.flops:.2e} FLOP, {hours:.2f} hours on this machine ({workers} at a time, threads "
+        f"each: {resources.threads}); disk: up to {workers * cost.checkpoint_bytes / 1e6:,.0f} MB "
+        f"of checkpoints while it runs, {cost.kept_bytes / 1e6:,.1f} MB afterwards"
     )
     for note in cost.notes:
         console.print(f"note: {note}")

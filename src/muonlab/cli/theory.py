@@ -13,9 +13,15 @@ application = SubcommandApp()
 Names = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="NAME", help="checks, such as rate", help_behavior_hint="(default: all)"),
+    tyro.conf.arg(
+        metavar="NAME",
+        help="checks, such as rate; `muonlab theory list` lists all",
+        help_behavior_hint="(default: all)",
+    ),
 ]
-AtScale = Annotated[Scale, tyro.conf.arg(help="nano: minutes; small: more seeds, up to an hour")]
+AtScale = Annotated[
+    Scale, tyro.conf.arg(help="nano takes minutes; small has more seeds and takes up to an hour")
+]
 
 
 @application.command(name="list")
@@ -33,7 +39,10 @@ def run_checks(
     runs_dir: study.StudiesDir = STUDIES_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Run checks and keep the rows and the verdict of each; Ctrl-C loses the current one only."""
+    """Run checks, and keep the measured rows and the verdict of each.
+
+    Ctrl-C loses only the check that is running.
+    """
     study.run(_studies(names), scale=scale, runs_dir=runs_dir, cache_dir=cache_dir)
 
 
@@ -46,12 +55,12 @@ def write_reports(
     runs_dir: study.StudiesDir = STUDIES_DIR,
     results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
 ) -> None:
-    """Write the reports of checks: verdict, the numbers behind it, figure, rows."""
+    """Write a report of each check: its verdict, the numbers behind it, a figure, all rows."""
     study.report(_studies(names), scale=scale, runs_dir=runs_dir, results_dir=results_dir)
 
 
 def _studies(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The studies behind checks of that name; all without names."""
+    """The studies behind these checks; all of them where none is named."""
     from muonlab.papers.theory import CHECKS
 
     return tuple(f"theory-{name.removeprefix('theory-')}" for name in names) or tuple(CHECKS)
