@@ -29,7 +29,7 @@ from muonlab.runs import RunDirectory, load_weights
 
 COMMANDS = {
     (): "Train, compare and run small Mixture-of-Experts language models.",
-    ("demo",): "Train a pair of small MoE models",
+    ("demo",): "Train two small MoE models",
     ("data",): "prepare",
     ("data", "prepare"): "a.txt=0.7",
     ("inspect",): "Print a recipe's parameters",
@@ -187,7 +187,14 @@ def test_demo_interrupted_and_again(
         raise AssertionError("both runs are finished")
 
     monkeypatch.setattr("muonlab.train.train", refuse)
+    monkeypatch.setattr("muonlab.manifest.git_state", lambda: {"sha": "other"})
+    if RunDirectory(next((tmp_path / "runs" / "demo").glob("muon-*"))).manifest()["git"]:
+        assert run(arguments) == 0
+        assert "2 of 2 finished runs were made by other code" in capsys.readouterr().out
+    monkeypatch.setattr("muonlab.manifest.__version__", "0.0")
+    monkeypatch.setattr("muonlab.manifest.git_state", dict)
     assert run(arguments) == 0
+    assert "(muonlab " in capsys.readouterr().out
 
 
 def texts(tmp_path: Path) -> tuple[Path, Path]:
@@ -209,6 +216,16 @@ def test_a_text_of_ones_own_comes_before_overrides(tmp_path: Path, capsys: Captu
     config = from_json(capsys.readouterr().out)
     assert config.data.source == LocalConfig(path=rows)
     assert config.data.max_documents is None
+    around = ["inspect", "seed=3", "nano", "--data", str(rows), "train.steps=7", "--config"]
+    assert run([*around, own[0]]) == 0
+    split = from_json(capsys.readouterr().out)
+    assert (split.seed, split.train.steps) == (3, 7)
+    assert split.data.source == LocalConfig(path=rows, text_field="body")
+    mixed = [f"--data={rows}=2", "--data", f"{words}=1"]
+    assert run(["inspect", "nano", *mixed, "seed=3", "--config"]) == 0
+    source = from_json(capsys.readouterr().out).data.source
+    assert isinstance(source, MixtureConfig)
+    assert source.weights == (2, 1)
     assert run(["inspect", "p1_30m", "--data", str(words), "--config"]) == 0
     data = from_json(capsys.readouterr().out).data
     assert (data.max_documents, data.max_characters_per_document, data.max_tokens) == (None,) * 3

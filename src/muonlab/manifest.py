@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,26 @@ def changes_since(facts: dict[str, Any], device: torch.device) -> list[str]:
         for name, (then, now_) in pairs.items()
         if then is not None and now_ is not None and then != now_
     ]
+
+
+def made_by_other_code(manifests: Iterable[Mapping[str, Any]]) -> str:
+    """One sentence on finished runs that other code than the present has made; empty if none."""
+    manifests = list(manifests)
+    if not manifests:
+        return ""
+    commit_now, others = git_state().get("sha"), Counter[str]()
+    for facts in manifests:
+        commit, version = facts.get("git", {}).get("sha"), facts.get("versions", {}).get("muonlab")
+        if commit and commit_now and commit != commit_now:
+            others[f"commit {commit[:9]}"] += 1
+        elif version not in (None, __version__):
+            others[f"muonlab {version}"] += 1
+    if not others:
+        return ""
+    return (
+        f"{others.total()} of {len(manifests)} finished runs were made by other code "
+        f"({', '.join(others)}) and are used as they are; delete a run to make it again"
+    )
 
 
 def git_state() -> dict[str, str | bool]:

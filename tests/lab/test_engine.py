@@ -88,7 +88,12 @@ def make(
 
 
 def test_runs_are_made_once_and_equal_those_of_train(
-    config: RunConfig, root: Path, tiny_data: TokenData, make: Callable[..., str], tmp_path: Path
+    config: RunConfig,
+    root: Path,
+    tiny_data: TokenData,
+    make: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     study = study_of(arm("muon", config, labels={"optimizer": "Muon"}), arm("p", config))
     said = make(study)
@@ -109,7 +114,10 @@ def test_runs_are_made_once_and_equal_those_of_train(
     assert json.loads((folder(study, root) / "verdicts.json").read_text())[0]["verdict"] == (
         "reproduced"
     )
-    make(study)
+    assert "other code" not in make(study)
+    monkeypatch.setattr("muonlab.manifest.__version__", "0.0")
+    monkeypatch.setattr("muonlab.manifest.git_state", dict)
+    assert "2 of 2 finished runs were made by other code (muonlab " in make(study)
     assert written(root) == before
     assert {len(rows) for rows in StudyResults(study, root).curves.values()} == {5}
 

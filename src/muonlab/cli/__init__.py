@@ -18,6 +18,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from muonlab import __version__, allocator, cores
+from muonlab.cli.options import overrides_last
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
 from muonlab.spelling import did_you_mean
 from muonlab.streams import LastingStream, silence
@@ -25,7 +26,7 @@ from muonlab.streams import LastingStream, silence
 # where a command's function, or its group of commands, is; a function's docstring is its help
 COMMANDS: dict[str, tuple[str, str | None]] = {
     "demo": ("demo:demo", None),
-    "data": ("data:application", "Corpora: prepare one."),
+    "data": ("data:application", "Prepare a corpus."),
     "inspect": ("inspect:inspect_recipe", None),
     "train": ("runs:train_recipe", None),
     "resume": ("runs:resume", None),
@@ -36,11 +37,11 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "eval": ("models:evaluate_run", None),
     "generate": ("models:generate_from_run", None),
     "export": ("models:export_run", None),
-    "study": ("study:application", "The papers' experiments."),
+    "study": ("study:application", "The papers' experiments: list, show, run, report."),
     "claims": ("claims:list_claims", None),
-    "optim": ("optim:application", "The optimizer's polynomials."),
-    "bench": ("bench:application", "Measurements on this machine."),
-    "theory": ("theory:application", "The papers' theorems, executed."),
+    "optim": ("optim:application", "The optimizer's polynomial schedules."),
+    "bench": ("bench:application", "Measure speed and memory on this machine."),
+    "theory": ("theory:application", "Check the papers' theorems by experiment."),
 }
 
 
@@ -72,10 +73,13 @@ def run(arguments: Sequence[str]) -> int:
                     f"{did_you_mean(arguments[0], COMMANDS)}legal: {', '.join(COMMANDS)} "
                     f"(`muonlab --help` says what they do)"
                 )
+            if arguments and arguments[0] in ("train", "inspect", "data"):
+                arguments = overrides_last(arguments)
             _application(arguments[0] if arguments else "").cli(
                 prog="muonlab",
-                description="Train, compare and run small Mixture-of-Experts language models.",
-                args=list(arguments) or ["--help"],
+                description="Train, compare and run small Mixture-of-Experts language models. "
+                "`muonlab COMMAND --help` explains a command.",
+                args=arguments or ["--help"],
                 # help says "PATH", not "{None}|PATH", and "--watch" without "--no-watch"
                 config=(tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff),
             )
@@ -109,10 +113,13 @@ def _application(command: str) -> SubcommandApp:
     No module of commands imports torch before its command runs, so that help is quick.
     """
     application = SubcommandApp()
-    for name in [command] if command in COMMANDS else COMMANDS:
+    alone = command in COMMANDS
+    for name in [command] if alone else COMMANDS:
         place, text = COMMANDS[name]
         module, _, attribute = place.partition(":")
         target = getattr(import_module(f"muonlab.cli.{module}"), attribute)
+        if not alone:  # a list says a sentence of each
+            text = text or target.__doc__.partition("\n\n")[0]
         application.command(target, name=name, help=text)
     return application
 

@@ -11,12 +11,22 @@ from tyro.extras import SubcommandApp
 from muonlab.cli.options import Native
 
 application = SubcommandApp()
-Rounds = Annotated[int, tyro.conf.arg(help="interleaved rounds")]
+Rounds = Annotated[int, tyro.conf.arg(help="how often to time each, in turns")]
 
 
 @application.command
-def optimizer(*, sets: tuple[str, ...] = ("p2", "moe", "dense"), rounds: Rounds = 5) -> None:
-    """Profile a Muon step over parameter sets, against torch.optim.Muon and the FLOP floor."""
+def optimizer(
+    *,
+    sets: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="SET [SET ...]", help="sets of parameters")
+    ] = (
+        "p2",
+        "moe",
+        "dense",
+    ),
+    rounds: Rounds = 5,
+) -> None:
+    """Time a Muon step, against torch.optim.Muon and the least time that its FLOPs need."""
     from muonlab.bench import optimizer as optimizer_bench
 
     for name in sets:
@@ -29,14 +39,16 @@ def optimizer(*, sets: tuple[str, ...] = ("p2", "moe", "dense"), rounds: Rounds 
 @application.command
 def attention(
     *,
-    lengths: tuple[int, ...] = (512, 1024, 2048, 4096),
+    lengths: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help="sequence lengths in tokens")
+    ] = (512, 1024, 2048, 4096),
     rounds: Rounds = 5,
     plot: Annotated[
         Path | None,
-        tyro.conf.arg(help="also draw the curves to this PNG", help_behavior_hint=""),
+        tyro.conf.arg(help="also draw the curves into this PNG file", help_behavior_hint=""),
     ] = None,
 ) -> None:
-    """Time and memory of every attention kind over the length."""
+    """Measure time and memory of every kind of attention over the sequence length."""
     from muonlab.bench import attention as attention_bench
 
     costs = attention_bench.measure_attention(
@@ -53,14 +65,21 @@ def attention(
 @application.command
 def decode(
     *,
-    size: str = "60m",
-    batches: tuple[int, ...] = (1, 8),
-    contexts: tuple[int, ...] = (256, 1024),
-    dtype: Literal["auto", "bf16", "fp32"] = "auto",
+    size: Annotated[str, tyro.conf.arg(help="60m or 200m parameters")] = "60m",
+    batches: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="N [N ...]", help="sequences decoded together")
+    ] = (1, 8),
+    contexts: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(metavar="N [N ...]", help="tokens before the first decoded one"),
+    ] = (256, 1024),
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"], tyro.conf.arg(help="auto: what this processor suits")
+    ] = "auto",
     rounds: Rounds = 5,
     native_kernels: Native = False,
 ) -> None:
-    """Decoding speed: latent attention with experts against dense attention of equal size."""
+    """Measure decoding: latent attention with experts against dense attention of equal size."""
     import torch
 
     from muonlab import machine

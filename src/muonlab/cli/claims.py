@@ -14,18 +14,16 @@ from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR
 def list_claims(
     *,
     report: Annotated[
-        bool, tyro.conf.arg(help="also write the page of all claims, below the results")
+        bool, tyro.conf.arg(help="also write the list as a page, into RESULTS-DIR/claims")
     ] = False,
     runs_dir: Annotated[
         Path, tyro.conf.arg(help="where the folders of studies are kept")
     ] = STUDIES_DIR,
-    results_dir: Annotated[
-        Path, tyro.conf.arg(help="where committed reports are kept")
-    ] = RESULTS_DIR,
+    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
 ) -> None:
-    """List every claim: the paper's value, ours, the verdict, the runs behind it.
+    """List the papers' claims: the paper's value, ours, the verdict, the runs behind it.
 
-    A claim without a verdict says which command makes the runs that it needs.
+    Where there is no verdict yet, it names the command that makes the missing runs.
     """
     from muonlab.report.claims import ledger, write_ledger
     from muonlab.report.verdicts import signed

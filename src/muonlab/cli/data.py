@@ -1,4 +1,4 @@
-"""`muonlab data …`: corpora."""
+"""`muonlab data prepare`: encode a corpus before training needs it."""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,10 @@ def prepare(
     data: Data = (),
     cache_dir: CacheDir = None,
 ) -> None:
-    """Encode a recipe's corpus, or your own text, into the cache, and say what it holds."""
+    """Encode a recipe's corpus, or your own text, into the cache, and print what it holds.
+
+    This is optional: training does it when it is needed.
+    """
     config = chosen_config(recipe_name, data, overrides, cache_dir)
     corpus = config.data.prepare(cache_dir)
     print_corpus(corpus)

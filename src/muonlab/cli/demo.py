@@ -31,14 +31,18 @@ INTRODUCTION = (
 def demo(
     *,
     data: Data = (),
-    steps: Annotated[int, tyro.conf.arg(help="updates of 4,096 tokens for each model")] = 300,
+    steps: Annotated[
+        int, tyro.conf.arg(help="training steps for each model, of 4,096 tokens each")
+    ] = 300,
     runs_dir: RunsDir = RUNS_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Train a pair of small MoE models, Muon against AdamW, and show which is better.
+    """Train two small MoE models, one with Muon and one with AdamW, and show which is better.
 
-    Interrupted? The same command goes on where it stopped. Finished? It only reports again.
+    After an interruption, give the same command again: it goes on where it stopped. Once both
+    models are trained, it only writes the report again.
     """
+    from muonlab.manifest import made_by_other_code
     from muonlab.recipes import small, small_adamw
     from muonlab.report import write_comparison
     from muonlab.runs import RunDirectory
@@ -49,12 +53,14 @@ def demo(
     configs = [replace(_short(make(), steps), data=chosen) for make in (small, small_adamw)]
     corpus = configs[0].data.prepare(cache_dir)
     print_corpus(corpus)
-    directories = []
-    for config in configs:
-        run = RunDirectory.place(runs_dir, config)
-        if not (run.exists() and run.status() == "finished"):
+    runs = [RunDirectory.place(runs_dir, config) for config in configs]
+    finished = [run for run in runs if run.exists() and run.status() == "finished"]
+    if other_code := made_by_other_code(run.manifest() for run in finished):
+        console.print(f"note: {other_code}", markup=False, highlight=False, soft_wrap=True)
+    for config, run in zip(configs, runs, strict=True):
+        if run not in finished:
             train(config, run, corpus)
-        directories.append(run.path)
+    directories = [run.path for run in runs]
     samples = {
         config.label: _samples(path, corpus, cache_dir)
         for config, path in zip(configs, directories, strict=True)

@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 
 
 def inspect_recipe(
-    recipe_name: RecipeName = "",
+    recipe_name: Annotated[
+        RecipeName,
+        tyro.conf.arg(metavar="RECIPE", help_behavior_hint="(default: list all)"),
+    ] = "",
     overrides: Overrides = (),
     *,
     data: Data = (),
-    config: Annotated[bool, tyro.conf.arg(help="print the complete config as JSON")] = False,
-    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON")] = False,
+    config: Annotated[
+        bool, tyro.conf.arg(help="print the complete config as JSON instead")
+    ] = False,
+    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON instead")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Print a recipe's parameters, FLOPs, bytes, and the optimizer of every parameter.
 
-    Without a recipe: the list of recipes.
+    Without a recipe, list all recipes.
     """
     from muonlab.config import to_json
     from muonlab.optim import describe_groups, format_groups

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from muonlab.cli.configs import read_source
-from muonlab.cli.options import CacheDir, Data, Native, RunPath
+from muonlab.cli.options import CacheDir, Native, RunPath
 from muonlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,35 +17,58 @@ if TYPE_CHECKING:
     from muonlab.loading import LoadedRun
     from muonlab.model import LanguageModel
 
+OtherText = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(
+        metavar="TEXT",
+        help="measure on this text: a file (.txt .md .jsonl .parquet), a directory of such files, "
+        "or - for standard input",
+        help_behavior_hint="(default: the run's own split)",
+    ),
+]
 Step = Annotated[
     int | None,
-    tyro.conf.arg(help="a checkpoint's step", help_behavior_hint="(default: the newest)"),
+    tyro.conf.arg(
+        metavar="N",
+        help="take the checkpoint of step N",
+        help_behavior_hint="(default: the newest)",
+    ),
 ]
 
 
 def evaluate_run(
     run_path: RunPath,
     *,
-    split: Literal["validation", "test"] = "validation",
-    data: Data = (),
-    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON")] = False,
+    split: Annotated[
+        Literal["validation", "test"], tyro.conf.arg(help="which held-out documents to measure on")
+    ] = "validation",
+    data: OtherText = (),
+    json: Annotated[bool, tyro.conf.arg(help="print the numbers as JSON instead")] = False,
     tasks: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
-            help="lm-evaluation-harness tasks, instead of the split", help_behavior_hint=""
+            metavar="TASK [TASK ...]",
+            help="run these tasks of lm-evaluation-harness instead (needs the extra hf)",
+            help_behavior_hint="",
         ),
     ] = (),
     limit: Annotated[
-        int | None, tyro.conf.arg(help="examples of each task", help_behavior_hint="(default: all)")
+        int | None,
+        tyro.conf.arg(
+            metavar="N",
+            help="at most N examples for each task",
+            help_behavior_hint="(default: all)",
+        ),
     ] = None,
     step: Step = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Loss, bits per byte, perplexity, accuracy and routing over a whole split.
+    """Measure a run: loss, bits per byte, perplexity, accuracy and expert load.
 
-    With --data: over the whole of another text; the run's own corpus is then not needed.
-    With --tasks: lm-evaluation-harness on the exported model. Two tasks are made from the split's
-    own documents and need no network: muonlab_text and muonlab_next_sentence.
+    It measures on the whole validation or test split, or, with --data, on another text; the run's
+    own corpus is then not needed. The tasks muonlab_text and muonlab_next_sentence are made from
+    those documents and need no network.
     """
     from muonlab.evaluate import evaluate
     from muonlab.loading import load, open_corpus
@@ -123,30 +146,43 @@ def generate_from_run(
     prompt: Annotated[
         tuple[str, ...],
         tyro.conf.arg(
+            metavar="TEXT [TEXT ...]",
             help="one or several texts to continue",
-            help_behavior_hint="(default: none, the model begins a new document)",
+            help_behavior_hint="(default: begin a new document)",
         ),
     ] = (),
     max_new_tokens: Annotated[
         int | None,
         tyro.conf.arg(
-            help="how long to go on",
-            help_behavior_hint="(default: 200, or as many as fit the trained length)",
+            metavar="N",
+            help="how many tokens to write at most",
+            help_behavior_hint="(default: 200, or fewer if the model was trained for less)",
         ),
     ] = None,
-    temperature: Annotated[float, tyro.conf.arg(help="0: always the likeliest token")] = 0.8,
+    temperature: Annotated[
+        float, tyro.conf.arg(help="0 always takes the likeliest token, higher values vary more")
+    ] = 0.8,
     top_k: Annotated[
         int | None,
-        tyro.conf.arg(help="choose among this many tokens", help_behavior_hint="(default: all)"),
+        tyro.conf.arg(
+            metavar="N",
+            help="choose among the N likeliest tokens",
+            help_behavior_hint="(default: all)",
+        ),
     ] = None,
-    top_p: Annotated[float, tyro.conf.arg(help="choose among this much probability")] = 1.0,
-    seed: int = 0,
-    extend: Annotated[bool, tyro.conf.arg(help="go beyond the trained length")] = False,
+    top_p: Annotated[
+        float,
+        tyro.conf.arg(help="choose among the likeliest tokens that together have this probability"),
+    ] = 1.0,
+    seed: Annotated[int, tyro.conf.arg(help="another seed gives another text")] = 0,
+    extend: Annotated[
+        bool, tyro.conf.arg(help="allow more tokens than the model was trained for")
+    ] = False,
     native_kernels: Native = False,
     step: Step = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Continue texts with a trained model; a single one streams to the terminal."""
+    """Continue texts with a trained model. A single text appears token by token."""
     from muonlab.generate import GenerateOptions, generate_text
     from muonlab.loading import load
     from muonlab.model import native
@@ -188,13 +224,19 @@ def export_run(
     run_path: RunPath,
     *,
     to: Annotated[
-        Path | None, tyro.conf.arg(help="a new directory", help_behavior_hint="(default: RUN/hf)")
+        Path | None,
+        tyro.conf.arg(help="a new directory for the model", help_behavior_hint="(default: RUN/hf)"),
     ] = None,
-    format: Literal["hf"] = "hf",  # noqa: A002 (the flag's name)
+    format: Annotated[  # noqa: A002 (the flag's name)
+        Literal["hf"], tyro.conf.arg(help="the only format")
+    ] = "hf",
     step: Step = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Write a finished run for Hugging Face transformers: weights, config, tokenizer."""
+    """Write a run as a model for Hugging Face transformers: weights, config, tokenizer.
+
+    An unfinished run needs --step.
+    """
     from muonlab.export import export_hf
     from muonlab.loading import load
     from muonlab.runs import RunDirectory, RunError

@@ -1,4 +1,4 @@
-"""`muonlab optim …`: the optimizer's polynomials."""
+"""`muonlab optim …`: the optimizer's polynomial schedules."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +14,10 @@ def schedules(
     *,
     plot: Annotated[
         Path | None,
-        tyro.conf.arg(help="also draw them all to this PNG", help_behavior_hint=""),
+        tyro.conf.arg(help="also draw all curves into this PNG file", help_behavior_hint=""),
     ] = None,
 ) -> None:
-    """Every named schedule: its coefficients, its band of singular values, its curve."""
+    """Print every named schedule: its coefficients, and where it takes singular values."""
     from muonlab.optim.schedules import describe_schedules
 
     print(describe_schedules())

@@ -1,5 +1,7 @@
 """Arguments that several commands share. Nothing here imports torch: help must be quick."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,8 +32,9 @@ Data = Annotated[
     tyro.conf.UseAppendAction,
     tyro.conf.arg(
         metavar="TEXT",
-        help="your own text instead: a file (.txt .md .jsonl .parquet), a directory of texts, or - "
-        "for standard input; several mix: --data a.txt=0.7 --data b.txt=0.3",
+        help="use your own text: a file (.txt .md .jsonl .parquet), a directory of such files, or "
+        "- for standard input; to mix several, give each a weight: --data a.txt=0.7 "
+        "--data b.txt=0.3",
         help_behavior_hint="(default: the recipe's corpus)",
     ),
 ]
@@ -40,14 +43,34 @@ Overrides = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="FIELD=VALUE",
-        help="changes to any field of the config, such as model.dim=256 optimizer.kind=adamw",
+        help="set any field of the config, such as model.dim=256 optimizer.kind=adamw",
         help_behavior_hint="(default: none)",
     ),
 ]
 
-Native = Annotated[bool, tyro.conf.arg(help="compile faster CPU kernels (needs a C++ compiler)")]
+Native = Annotated[
+    bool, tyro.conf.arg(help="use faster CPU kernels, compiled once (needs a C++ compiler)")
+]
 Scale = Literal["nano", "small", "paper"]
 
 RUNS_DIR = Path("runs")
 STUDIES_DIR = Path("runs/studies")
 RESULTS_DIR = Path("results")
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+SWITCHES = ("--config", "--json")  # the flags without a value, of commands that take overrides
+
+
+def overrides_last(arguments: Sequence[str]) -> list[str]:
+    """Arguments with every FIELD=VALUE at the end, for a parser that wants them side by side.
+
+    What follows a flag other than a switch is that flag's value: ``--data a.txt=0.7`` stays.
+    """
+    others, overrides = [], []
+    before = ""
+    for argument in arguments:
+        is_value = before.startswith("-") and "=" not in before and before not in SWITCHES
+        found = OVERRIDE.match(argument) and not is_value
+        (overrides if found else others).append(argument)
+        before = argument
+    return others + overrides

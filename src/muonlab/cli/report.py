@@ -1,4 +1,4 @@
-"""`muonlab report | compare`: finished or unfinished runs as a table and as a page."""
+"""`muonlab report | compare`: runs as a table and as a page."""
 
 import json
 from collections.abc import Sequence
@@ -23,25 +23,25 @@ Place = Annotated[
     Path | None,
     tyro.conf.arg(
         metavar="DIR",
-        help="where the page is written",
+        help="where to write the page",
         help_behavior_hint=f"(default: RUN/report, or {RUNS_DIR / 'comparison'} for several)",
     ),
 ]
 Title = Annotated[
     str | None,
-    tyro.conf.arg(help="the page's heading", help_behavior_hint="(default: the runs' names)"),
+    tyro.conf.arg(
+        metavar="TEXT", help="the page's heading", help_behavior_hint="(default: the runs' names)"
+    ),
 ]
-Json = Annotated[
-    bool, tyro.conf.arg(help="print the table as JSON: a record for each run, values unscaled")
-]
+Json = Annotated[bool, tyro.conf.arg(help="print the table as JSON, one record for each run")]
 MOST_COLUMNS = 4  # more runs than these are printed one below the other
 
 
 def report(runs: RunPaths, /, *, to: Place = None, title: Title = None, json: Json = False) -> None:
-    """Show runs as a table, and write a page with their curves. One run is enough.
+    """Print runs as a table, and write a page with their curves. One run is enough.
 
-    Runs that differ in nothing but their seed are averaged as seeds of one arm. A run that has not
-    finished is shown as far as it has come.
+    Runs that differ only in their seed are averaged. A run that has not finished is shown up to its
+    last step, and is part of no average.
     """
     _show(_run_paths(runs), to, title, as_json=json)
 
@@ -49,9 +49,9 @@ def report(runs: RunPaths, /, *, to: Place = None, title: Title = None, json: Js
 def compare(
     runs: RunPaths, /, *, to: Place = None, title: Title = None, json: Json = False
 ) -> None:
-    """Set two or more runs side by side: a table, and a page with their curves.
+    """Compare two or more runs: print a table, and write a page with their curves.
 
-    The same as `muonlab report`, which also takes a single run.
+    It does the same as `muonlab report`, which also takes a single run.
     """
     paths = _run_paths(runs)
     if len(paths) < 2:

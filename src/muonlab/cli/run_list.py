@@ -24,14 +24,16 @@ LINE_WIDTH = 10_000  # no path is cut or broken: a terminal wraps it, a pipe has
 def list_runs(
     runs_dir: Annotated[RunsDir, tyro.conf.Positional] = RUNS_DIR,
     *,
-    watch: Annotated[bool, tyro.conf.arg(help="keep the table up to date until Ctrl-C")] = False,
+    watch: Annotated[
+        bool, tyro.conf.arg(help="update the table every 2 seconds, until Ctrl-C")
+    ] = False,
     json_output: Annotated[
-        bool, tyro.conf.arg(name="json", help="one JSON object a line, for programs")
+        bool, tyro.conf.arg(name="json", help="print one JSON object for each run, for programs")
     ] = False,
 ) -> None:
     """List runs with their status: finished, running, interrupted, started or damaged.
 
-    A path is always on one line.
+    Each run is one line, so that its path can be copied.
     """
     if json_output:
         for facts in facts_of_runs(runs_dir):

@@ -1,4 +1,4 @@
-"""`muonlab train | resume | import`: making runs, and going on from something."""
+"""`muonlab train | resume | import`: make runs, and continue from runs or models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,18 +31,18 @@ def train_recipe(
         Path | None,
         tyro.conf.arg(
             metavar="RUN",
-            help="begin with the model, weights and tokenizer of a run (or one of its "
-            "checkpoints) or of a Hugging Face directory",
+            help="start from the model, weights and tokenizer of a run, of one of its "
+            "checkpoints, or of a Hugging Face directory",
             help_behavior_hint="",
         ),
     ] = None,
     runs_dir: RunsDir = RUNS_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Train a recipe, with any field of it changed on the command line.
+    """Train a recipe. FIELD=VALUE sets any field of it.
 
-    With --init-from the recipe says how to train; what is trained comes from there.
-    Ctrl-C writes a checkpoint and ends with exit code 130; `muonlab resume` goes on from there.
+    Ctrl-C writes a checkpoint and ends with exit code 130; `muonlab resume` continues the run.
+    With --init-from, the model comes from there, and the recipe says how to train it.
     """
     from muonlab.config import override
     from muonlab.pretrained import begin_from, open_pretrained
@@ -82,15 +82,16 @@ def resume(
     steps_more: Annotated[
         int | None,
         tyro.conf.arg(
-            help="give a finished run this many steps more", metavar="N", help_behavior_hint=""
+            help="train a finished run for N more steps", metavar="N", help_behavior_hint=""
         ),
     ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Continue an interrupted run from its newest checkpoint, bit for bit.
+    """Continue an interrupted run from its newest checkpoint.
 
-    With --steps-more a finished run goes on: the learning rate continues at what a run of the new
-    length has there, and ends as that one does.
+    On the same machine with the same number of threads, it ends in the same weights, bit for bit,
+    as a run that was never interrupted. With --steps-more, a finished run trains for longer: the
+    learning rate continues as in a run of the new length, and the command prints it.
     """
     from muonlab.runs import RunDirectory, RunError
 
@@ -136,13 +137,16 @@ def import_model(
     *,
     to: Annotated[
         Path | None,
-        tyro.conf.arg(help="a new directory", help_behavior_hint="(default: RUNS-DIR/imported/…)"),
+        tyro.conf.arg(
+            help="a new directory for the run",
+            help_behavior_hint="(default: RUNS-DIR/imported/…)",
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS_DIR,
 ) -> None:
-    """Make a run of a Hugging Face model, for generate, eval --data, and train --init-from.
+    """Turn a Hugging Face model into a run, for generate, eval --data and train --init-from.
 
-    Weights are read from safetensors only.
+    Its weights must be safetensors.
     """
     from muonlab.pretrained import import_run, open_pretrained
 

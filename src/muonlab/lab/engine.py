@@ -1,10 +1,13 @@
 """Making the runs of a study: what is missing, what was cut; side by side, until none is left."""
 
+import contextlib
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -26,8 +29,9 @@ from muonlab.lab.plan import (
 from muonlab.lab.record import ROWS, command, write_facts, write_record, write_verdicts
 from muonlab.lab.results import judge
 from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
+from muonlab.manifest import made_by_other_code
 from muonlab.places import corpora
-from muonlab.runs import write_whole
+from muonlab.runs import RunDirectory, RunError, write_whole
 from muonlab.signals import stop_signals
 
 TICK_SECONDS = 0.5
@@ -88,6 +92,8 @@ def run_study(
                 f"the definition has changed: {len(plan.strangers())} runs of the earlier one stay "
                 f"in {here} and are not used"
             )
+        if other_code := made_by_other_code(_finished_manifests(plan)):
+            board.say(other_code)
         if plan.to_do() or not before:
             write_record(plan)
         if not keep_checkpoints:
@@ -237,6 +243,13 @@ class _Engine:
         message = f"{message}, {DEATHS} times on this run"
         record_failure(job.path, RuntimeError(message))
         self._note_failure(job, message)
+
+
+def _finished_manifests(plan: Plan) -> Iterator[dict[str, Any]]:
+    outcomes = filter(None, map(plan.outcome, plan.jobs))
+    for path in {outcome.path for outcome in outcomes if outcome.status == "finished"}:
+        with contextlib.suppress(RunError):  # the report says what is damaged
+            yield RunDirectory(path).manifest()
 
 
 def _prepare_data(plan: Plan, cache_dir: Path | None) -> None:
