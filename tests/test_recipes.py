@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 
 from muonlab.config import ConfigError, from_json, override, to_json
+from muonlab.custom_optimizer import AnyOptimizer
+from muonlab.errors import UserError
 from muonlab.export.families import family_of
 from muonlab.model.accounting import account
-from muonlab.optim import Muon
 from muonlab.recipes import RECIPES, describe_recipes, recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*causal")
 P1_SIZES = {"p1_30m": 30e6, "p1_60m": 60e6, "p1_125m": 125e6, "p1_200m": 200e6}
 
 
-def muon_parameters(optimizer: Muon, algorithm: str = "muon") -> int:
+def muon_parameters(optimizer: AnyOptimizer, algorithm: str = "muon") -> int:
     return sum(
         parameter.numel()
         for group in optimizer.param_groups
@@ -159,7 +160,7 @@ def test_files_that_are_no_recipe(
     Path("field.json").write_text('{"train": {"stepz": 3}}')
     Path("binary.json").write_bytes(b"\xff")
     Path("deep.json").write_text("[" * 100_000)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         recipe(name)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from muonlab.config import (
     OptimizerConfig,
     RunConfig,
     TrainConfig,
+    changed,
     from_dict,
     from_json,
     override,
@@ -25,10 +26,16 @@ from muonlab.data import DataConfig, Source, Split, TokenizerConfig
 from muonlab.model import ModelConfig
 from muonlab.model.attention import AttentionConfig
 from muonlab.model.transformer import FeedForwardConfig
+from muonlab.optim.config import AdamWConfig
 from muonlab.recipes import RECIPES, nano, recipe
 
 TWO_SOURCES = [{"kind": "builtin"}, {"kind": "local", "path": "corpus.txt", "text_field": "text"}]
-REQUIRED = {"path": "corpus.txt", "name": "someone/something", "sources": TWO_SOURCES}
+REQUIRED = {
+    "path": "corpus.txt",
+    "name": "someone/something",
+    "sources": TWO_SOURCES,
+    "factory": "torch.optim:SGD",
+}
 
 
 def required(name: str) -> str:
@@ -218,6 +225,16 @@ def test_overrides_reach_every_kind(path: str, union: Any) -> None:
         for name in path.split("."):
             part = getattr(part, name)
         assert isinstance(part, cls)
+
+
+def test_changed_takes_values_and_whole_parts() -> None:
+    new = changed(nano(), {"optimizer.lr": 0.5, "optimizer": AdamWConfig(lr=0.1), "train.steps": 5})
+    texts = ["optimizer.kind=adamw", "optimizer.lr=0.5", "train.steps=5"]
+    assert new == override(nano(), texts)
+    with pytest.raises(ConfigError, match=r"train\.stepz: unknown field; did you mean steps"):
+        changed(nano(), {"train.stepz": 5})
+    with pytest.raises(ConfigError, match=r'seed is "5"; it must be a valid integer'):
+        changed(nano(), {"seed": "5"})
 
 
 def test_a_new_kind_takes_its_own_fields_in_any_order() -> None:

@@ -12,13 +12,14 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from muonlab.custom_optimizer import CustomConfig
 from muonlab.data import DataConfig
 from muonlab.errors import UserError
 from muonlab.model import ModelConfig
@@ -32,11 +33,12 @@ from muonlab.optim.learning_rate import (
 )
 from muonlab.spelling import did_you_mean
 
-OptimizerConfig = Annotated[MuonConfig | AdamWConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[MuonConfig | AdamWConfig | CustomConfig, Field(discriminator="kind")]
 LearningRateConfig = Annotated[
     LinearConfig | CosineConfig | WSDConfig | ConstantConfig | P2Config,
     Field(discriminator="kind"),
 ]
+NAMED_BY_THE_USER = ("optimizer.options",)  # parts whose fields may have any name
 
 
 class ConfigError(UserError):
@@ -125,7 +127,7 @@ class InitFrom:
 class RunConfig:
     """A whole run. ``name`` and ``variant`` only say where it is kept and what it is called.
 
-    Without a ``variant`` the run is called by its optimizer's kind.
+    Without a ``variant`` the run is called by its optimizer.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -167,6 +169,8 @@ class RunConfig:
     @property
     def label(self) -> str:
         """What the run is called among those of its ``name``."""
+        if isinstance(self.optimizer, CustomConfig):
+            return self.variant or self.optimizer.label
         return self.variant or self.optimizer.kind
 
     def learning_rate_multiplier(self, step: int) -> float:
@@ -190,6 +194,8 @@ class RunConfig:
             del facts["init_from"]
         else:
             del facts["init_from"]["path"]
+        if isinstance(self.optimizer, CustomConfig):
+            facts["optimizer"] = self.optimizer.identity()
         if self.optimizer.qk_clip is None:  # such runs are those of before there was this option
             facts["optimizer"].pop("qk_clip", None)
         canonical = json.dumps(facts, sort_keys=True)
@@ -241,45 +247,70 @@ def from_dict(values: Any) -> RunConfig:
         raise ConfigError(_one_line(error, values)) from None
 
 
-def override(config: RunConfig, overrides: list[str]) -> RunConfig:
-    """A copy with ``field.path=value`` changes; values are JSON, or else plain text.
+def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with other values: ``changed(config, {"train.steps": 5, "optimizer.kind": "adamw"})``.
 
-    A member of a list is named by its number from 0: ``data.source.sources.1.text_field=body``.
-    Setting a ``kind`` replaces that part by the defaults of the kind, so it is applied first.
-    Raises ConfigError.
+    A field is named by its path; a member of a list by its number from 0, as in
+    ``data.source.sources.1.text_field``. Setting a ``kind`` replaces that part by the defaults of
+    the kind; a part can also be given whole, as in ``{"optimizer": AdamWConfig(lr=1e-3)}``. Both
+    come before changes of the part's own fields. Raises ConfigError.
     """
-    values = to_dict(config)
-    lists: list[tuple[dict[str, Any], str]] = []  # parts in which a list stands as a dict
-    renewed: list[dict[str, Any]] = []  # parts of a new kind: validation knows their fields
-    for item in sorted(overrides, key=lambda item: ".kind=" not in item):
+    return _changed(config, [(path, _plain(value), None) for path, value in changes.items()])
+
+
+def override(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """`changed`, from texts ``field.path=value``; values are JSON, or else plain text."""
+    changes = []
+    for item in overrides:
         path, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"{item!r} is no override; write field=value, such as model.dim=256")
-        *parents, name = path.strip().split(".")
+        changes.append((path.strip(), _parse(text), text))
+    return _changed(config, changes)
+
+
+def _changed(config: RunConfig, changes: list[tuple[str, Any, str | None]]) -> RunConfig:
+    """From paths, values, and for each the text that it was read from, if it was."""
+    values = to_dict(config)
+    lists: list[tuple[dict[str, Any], str]] = []  # parts in which a list stands as a dict
+    renewed: list[dict[str, Any]] = []  # parts whose fields only validation knows: of a new kind
+    wholes_first = sorted(changes, key=lambda it: (it[0].count("."), not it[0].endswith(".kind")))
+    for path, value, text in wholes_first:
+        *parents, name = path.split(".")
         part = values
         for depth, parent in enumerate(parents):
             where = ".".join(parents[: depth + 1])
+            if where in NAMED_BY_THE_USER and any(part is other for other in renewed):
+                part.setdefault(parent, {})
             if parent not in part:
                 raise ConfigError(_unknown(where, parent, part, values))
             if isinstance(part[parent], list):  # by number; the new dict goes into the config
                 part[parent] = {str(index): item for index, item in enumerate(part[parent])}
                 lists.append((part, parent))
             if not isinstance(part[parent], dict):
-                raise ConfigError(f"{path.strip()}: {where} has no fields, it is a value")
+                raise ConfigError(f"{path}: {where} has no fields, it is a value")
             part = part[parent]
+            if where in NAMED_BY_THE_USER:
+                renewed.append(part)
         if name not in part and not any(part is other for other in renewed):
             raise ConfigError(_unknown(path, name, part, values))
         if name == "kind":
             part.clear()
             renewed.append(part)
-        value = _parse(text)
-        named = isinstance(part.get(name), str) or path.strip() == "variant"
-        if named and isinstance(value, int | float):
+        named = isinstance(part.get(name), str) or path == "variant"
+        if text is not None and named and isinstance(value, int | float):
             value = text  # a name such as 2026
         part[name] = value
     for part, name in reversed(lists):
         part[name] = list(part[name].values())
     return from_dict(values)
+
+
+def _plain(value: Any) -> Any:
+    """A part of a config as plain JSON data."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return value
 
 
 def stream_seed(seed: int, *stream: str | int) -> int:

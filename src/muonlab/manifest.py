@@ -12,9 +12,9 @@ import torch
 
 from muonlab import __version__, machine
 from muonlab.config import RunConfig
+from muonlab.custom_optimizer import AnyOptimizer, CustomConfig
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
-from muonlab.optim import Muon
 from muonlab.runs import now
 
 
@@ -22,7 +22,7 @@ def manifest(
     config: RunConfig,
     data: TokenData,
     model: LanguageModel,
-    optimizer: Muon,
+    optimizer: AnyOptimizer,
     device: torch.device,
 ) -> dict[str, Any]:
     """Everything about a run that its config does not say."""
@@ -42,8 +42,9 @@ def manifest(
             p.numel()
             for group in optimizer.param_groups
             for p in group["params"]
-            if group["algorithm"] == "muon"
+            if group.get("algorithm") == "muon"
         ),
+        **_custom(config),
         "warnings": [*data.warnings, *config.model.attention.warnings],
     }
 
@@ -87,6 +88,14 @@ def made_by_other_code(manifests: Iterable[Mapping[str, Any]]) -> str:
         f"{others.total()} of {len(manifests)} finished runs were made by other code "
         f"({', '.join(others)}) and are used as they are; delete a run to make it again"
     )
+
+
+def _custom(config: RunConfig) -> dict[str, Any]:
+    """Which source made an optimizer that is not muonlab's own."""
+    optimizer = config.optimizer
+    if not isinstance(optimizer, CustomConfig):
+        return {}
+    return {"optimizer_factory": {"factory": optimizer.factory, "sha256": optimizer.sha256}}
 
 
 def git_state() -> dict[str, str | bool]:

@@ -4,12 +4,10 @@ P1 is arXiv 2509.24406, P2 is Rosić & Umar 2025.
 """
 
 import inspect
-import sys
-import traceback
-import types
 from collections.abc import Callable
 from pathlib import Path
 
+from muonlab import user_code
 from muonlab.config import ConfigError, RunConfig, TrainConfig, read_config
 from muonlab.data import (
     DataConfig,
@@ -247,7 +245,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 def recipe(name: str) -> RunConfig:
     """The recipe of that name, the config of a ``.json`` file, or a function of a user's own file.
 
-    ``my_recipes.py:tiny`` calls the function ``tiny`` of that file. Raises ConfigError.
+    ``my_recipes.py:tiny`` calls the function ``tiny`` of that file. Raises ConfigError, or
+    UserCodeError for the file.
     """
     file, _, function = name.rpartition(":")
     if file.endswith(".py") or name.endswith(".py"):
@@ -264,36 +263,14 @@ def recipe(name: str) -> RunConfig:
 
 def _own_recipe(path: Path, name: str) -> RunConfig:
     """Call a function of a Python file; a mistake in the file is one line that says where."""
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    module = types.ModuleType(path.stem)
-    sys.modules[path.stem] = module  # where dataclasses of the file look for it
-    sys.path.insert(0, str(path.parent.absolute()))  # the file may import its neighbours
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)
-        own = {
-            name: value
-            for name, value in vars(module).items()
-            if inspect.isfunction(value) and value.__module__ == path.stem and name[0] != "_"
-        }
-        config = own[name]() if name in own else None
-    except SyntaxError as error:
-        where = f"{path}, line {error.lineno}" if error.lineno else str(path)
-        raise ConfigError(f"{where}: {error.msg}: {(error.text or '').strip()}") from None
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        where = f"{path}, line {lines[-1]}" if lines else f"{path}:{name}"
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
+    own = user_code.functions_of(user_code.run_file(path))
     if name not in own:
         raise ConfigError(
             f"{path} has no function {name!r}; {did_you_mean(name, own)}"
             f"name one, as in {path}:recipe; it has: {', '.join(own) or 'none'}"
         )
+    with user_code.one_line_errors(f"{path}:{name}", str(path)):
+        config = own[name]()
     if not isinstance(config, RunConfig):
         kind = type(config).__name__
         raise ConfigError(f"{path}:{name} returned {kind}; it must return a RunConfig")

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
+from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import TextTokenizer, parse_tokenizer
 from muonlab.errors import UserError
 
@@ -286,7 +287,7 @@ class RunDirectory:
         self,
         step: int,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         state: RunState,
         keep: int,
     ) -> None:

@@ -10,12 +10,12 @@ import torch
 
 from muonlab import machine
 from muonlab.config import ConfigError, RunConfig, stream_seed
+from muonlab.custom_optimizer import AnyOptimizer, weights_to_evaluate, weights_to_train
 from muonlab.data import TokenData
 from muonlab.errors import FailedRunError
 from muonlab.evaluate import evaluate
 from muonlab.manifest import changes_since, manifest, peak_memory_bytes
 from muonlab.model import LanguageModel
-from muonlab.optim import Muon
 from muonlab.optim.qk_clip import QKClip
 from muonlab.pretrained import load_pretrained
 from muonlab.progress import show_progress
@@ -87,23 +87,26 @@ def train(
         def checkpoint() -> None:
             if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
                 raise NonfiniteLossError(stop_message(run, step, "weights are not finite"))
-            run.save_checkpoint(step, model, optimizer, state, settings.keep_checkpoints)
+            with weights_to_evaluate(optimizer):
+                run.save_checkpoint(step, model, optimizer, state, settings.keep_checkpoints)
 
         def validate() -> dict[str, float]:
-            return evaluate(
-                model,
-                data,
-                "validation",
-                batch_size=settings.micro_batch_size or settings.batch_size,
-                sequence_length=settings.sequence_length,
-                max_batches=settings.evaluate_batches,
-            )
+            with weights_to_evaluate(optimizer):
+                return evaluate(
+                    model,
+                    data,
+                    "validation",
+                    batch_size=settings.micro_batch_size or settings.batch_size,
+                    sequence_length=settings.sequence_length,
+                    max_batches=settings.evaluate_batches,
+                )
 
         sample = make_sampler(config, model, data.tokenizer) if settings.sample_every else None
 
         if step == 0:
             log(validate())
         model.train()
+        weights_to_train(optimizer)  # a checkpoint holds those to evaluate
         while step < settings.steps:
             started = time.perf_counter()
             multiplier = config.learning_rate_multiplier(step)
@@ -122,7 +125,7 @@ def train(
             state.seconds += seconds
             state.optimizer_seconds += row["train/optimizer_seconds"]
             row |= {
-                "train/learning_rate": config.optimizer.lr * multiplier,
+                "train/learning_rate": optimizer.param_groups[0]["lr"],
                 "train/step_seconds": seconds,
                 "train/tokens_per_second": tokens_per_step / seconds,
                 "train/skipped_steps": state.skipped_steps,
@@ -133,7 +136,8 @@ def train(
                 state.final = validate()
                 log(state.final)
             if sample and step % settings.sample_every == 0:
-                text = sample()
+                with weights_to_evaluate(optimizer):
+                    text = sample()
                 run.append_sample(step, settings.sample_prompt, text)
                 if display:
                     display.say(f"step {step} writes: {printable(settings.sample_prompt + text)}")
@@ -196,7 +200,7 @@ class Batches:
 def training_step(
     config: RunConfig,
     model: LanguageModel,
-    optimizer: Muon,
+    optimizer: AnyOptimizer,
     qk_clip: QKClip,
     batches: Batches,
     step: int,
@@ -222,10 +226,8 @@ def training_step(
     optimizer.zero_grad()
     row = {
         "train/loss": found["loss"],
-        "train/grad_norm": found["norm"],
-        "train/grad_norm_muon": found["norm_muon"],
-        "train/grad_norm_adamw": found["norm_adamw"],
         "train/clip_scale": found["scale"],
+        **{f"train/grad_{name}": found[name] for name in norms if name != "scale"},
         "train/optimizer_seconds": stopwatch.stop(),
     }
     if healthy:
@@ -275,7 +277,9 @@ def say_if_dtype_differs(run: RunDirectory, stored: str, wanted: str, device: to
         )
 
 
-def restore(run: RunDirectory, model: LanguageModel, optimizer: Muon) -> tuple[int, RunState]:
+def restore(
+    run: RunDirectory, model: LanguageModel, optimizer: AnyOptimizer
+) -> tuple[int, RunState]:
     """Load the newest checkpoint; raises RunError if it is damaged or of another model."""
     checkpoint = run.load_checkpoint()
     load_weights(model, checkpoint.model, run.path)

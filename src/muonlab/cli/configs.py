@@ -21,7 +21,9 @@ def chosen_config(
     from muonlab.config import override
     from muonlab.recipes import recipe
 
-    return override(with_data(recipe(recipe_name), data, cache_dir), list(overrides))
+    config = override(with_data(recipe(recipe_name), data, cache_dir), list(overrides))
+    check_factory_of_json(recipe_name, config, overrides)
+    return config
 
 
 def with_data(config: "RunConfig", data: Sequence[str], cache_dir: Path | None) -> "RunConfig":
@@ -36,6 +38,33 @@ def with_data(config: "RunConfig", data: Sequence[str], cache_dir: Path | None) 
         max_tokens=None,
     )
     return dataclasses.replace(config, data=whole)
+
+
+def check_factory_of_json(recipe_name: str, config: "RunConfig", overrides: Sequence[str]) -> None:
+    """Raise UserError where a config file, and not the user, names code to execute."""
+    named = [item.partition("=")[2] for item in overrides if item.startswith("optimizer.factory=")]
+    if recipe_name.endswith(".json") and (named or config.optimizer.kind == "custom"):
+        check_factory(config, named[-1] if named else None, f"{recipe_name} optimizer.factory=")
+
+
+def check_factory(config: "RunConfig", named: str | None, command: str) -> None:
+    """Raise UserError unless the user named the factory that a stored config would execute.
+
+    ``command`` is what the factory has to follow on the command line.
+    """
+    from muonlab.custom_optimizer import CustomConfig
+
+    optimizer = config.optimizer
+    if not isinstance(optimizer, CustomConfig):
+        if named is not None:
+            raise UserError(f"factory {named}: this run's optimizer is {optimizer.kind}")
+    elif named is None:
+        raise UserError(
+            f"this run's optimizer comes from {optimizer.factory}, which is executed only if you "
+            f"name it: {command}{optimizer.factory}"
+        )
+    elif CustomConfig(factory=named).sha256 != optimizer.sha256:
+        raise UserError(f"factory {named} is not the source that the run was configured with")
 
 
 def read_source(data: Sequence[str], cache_dir: Path | None) -> "Source":

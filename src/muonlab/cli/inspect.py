@@ -1,6 +1,7 @@
 """`muonlab inspect`: what a recipe is and costs, from its config alone."""
 
 import json as json_format
+import math
 import warnings
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,8 @@ from muonlab.cli.options import CacheDir, Data, Overrides, RecipeName
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
-    from muonlab.optim import Muon
+    from muonlab.custom_optimizer import AnyOptimizer
+    from muonlab.model.accounting import Accounting
 
 
 def inspect_recipe(
@@ -35,7 +37,7 @@ def inspect_recipe(
     Without a recipe, list all recipes.
     """
     from muonlab.config import to_json
-    from muonlab.optim import describe_groups, format_groups
+    from muonlab.optim import Muon, describe_groups, format_groups
     from muonlab.recipes import describe_recipes
 
     console = Console()
@@ -57,12 +59,13 @@ def inspect_recipe(
         _print_json(chosen, optimizer)
         return
     _print_costs(console, chosen, optimizer)
-    print(format_groups(describe_groups(model, optimizer.param_groups)))
+    if isinstance(optimizer, Muon):
+        print(format_groups(describe_groups(model, optimizer.param_groups)))
     for warning in chosen.model.attention.warnings:
         console.print(f"warning: {warning}", style="bold red")
 
 
-def _print_json(config: "RunConfig", optimizer: "Muon") -> None:
+def _print_json(config: "RunConfig", optimizer: "AnyOptimizer") -> None:
     from muonlab.model.accounting import account
 
     settings = config.train
@@ -71,6 +74,7 @@ def _print_json(config: "RunConfig", optimizer: "Muon") -> None:
         config.model, batch=micro_batch, length=settings.sequence_length, bytes_per_value=2
     )
     tokens = settings.batch_size * settings.sequence_length
+    flops = optimizer.step_flops()
     values = {
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
@@ -79,10 +83,10 @@ def _print_json(config: "RunConfig", optimizer: "Muon") -> None:
         "backward_flops_per_token": costs.backward_flops,
         "tokens_per_update": tokens,
         "model_flops_per_update": 3 * costs.forward_flops * tokens,
-        "optimizer_flops_per_update": optimizer.step_flops(),
+        "optimizer_flops_per_update": None if math.isnan(flops) else flops,
         "weight_bytes": costs.weight_bytes,
         "gradient_bytes": costs.gradient_bytes,
-        "optimizer_bytes": costs.optimizer_bytes(_muon_parameters(optimizer)),
+        "optimizer_bytes": _optimizer_bytes(costs, optimizer),
         "activation_bytes": costs.activation_bytes,
         "decoding_state_bytes": costs.state_bytes,
         "parts": [
@@ -98,16 +102,25 @@ def _print_json(config: "RunConfig", optimizer: "Muon") -> None:
     print(json_format.dumps(values, indent=2))
 
 
-def _muon_parameters(optimizer: "Muon") -> int:
+def _optimizer_bytes(costs: "Accounting", optimizer: "AnyOptimizer") -> int | None:
+    """Of its state; None for one that is not muonlab's: only training tells."""
+    from muonlab.optim import Muon
+
+    if not isinstance(optimizer, Muon):
+        return None
+    return costs.optimizer_bytes(_muon_parameters(optimizer))
+
+
+def _muon_parameters(optimizer: "AnyOptimizer") -> int:
     return sum(
         parameter.numel()
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if group["algorithm"] == "muon"
+        if group.get("algorithm") == "muon"
     )
 
 
-def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> None:
+def _print_costs(console: Console, config: "RunConfig", optimizer: "AnyOptimizer") -> None:
     from muonlab.model.accounting import account
 
     settings = config.train
@@ -140,14 +153,19 @@ def _print_costs(console: Console, config: "RunConfig", optimizer: "Muon") -> No
     for name, num_bytes in (
         ("weights (fp32)", costs.weight_bytes),
         ("gradients (fp32)", costs.gradient_bytes),
-        ("optimizer state (fp32)", costs.optimizer_bytes(_muon_parameters(optimizer))),
+        ("optimizer state (fp32)", _optimizer_bytes(costs, optimizer)),
         ("activations (bf16, about)", costs.activation_bytes),
         ("decoding state (bf16)", costs.state_bytes),
     ):
-        memory.add_row(name, f"{num_bytes / 1e6:,.1f}")
+        memory.add_row(name, "unknown" if num_bytes is None else f"{num_bytes / 1e6:,.1f}")
     console.print(memory)
+    flops = optimizer.step_flops()
     console.print(
         f"backward {costs.backward_flops / 1e6:,.3f} MFLOP/token; one update of {tokens:,} tokens: "
-        f"model {update_flops / 1e9:,.1f} GFLOP, optimizer {optimizer.step_flops() / 1e9:,.1f} "
-        f"GFLOP ({optimizer.step_flops() / update_flops:.1%})"
+        f"model {update_flops / 1e9:,.1f} GFLOP, optimizer "
+        + (
+            "unknown (its factory has no step_flops)"
+            if math.isnan(flops)
+            else f"{flops / 1e9:,.1f} GFLOP ({flops / update_flops:.1%})"
+        )
     )

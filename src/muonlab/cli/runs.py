@@ -1,12 +1,14 @@
 """`muonlab train | resume | import`: make runs, and continue from runs or models."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
-from muonlab.cli.configs import data_notes, with_data
+from muonlab.cli.configs import check_factory, check_factory_of_json, data_notes, with_data
 from muonlab.cli.options import (
     RUNS_DIR,
     CacheDir,
@@ -55,10 +57,11 @@ def train_recipe(
         config = begin_from(config, source)
         _say(f"beginning with the weights of {source.about}")
     config = override(with_data(config, data, cache_dir), list(overrides))
+    check_factory_of_json(recipe_name, config, overrides)
     if source is not None:
         optimizer = config.optimizer
         _say(
-            f"training with {optimizer.kind} at a peak learning rate of {optimizer.lr:g}, as for "
+            f"training with {config.label} at a peak learning rate of {_rate(config, 1.0)}, as for "
             f"recipe {recipe_name} from random weights; optimizer.lr=… sets another"
         )
         if optimizer.kind == "muon" and source.trained_by != "muon":
@@ -85,6 +88,15 @@ def resume(
             help="train a finished run for N more steps", metavar="N", help_behavior_hint=""
         ),
     ] = None,
+    factory: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="of a run of optimizer.kind=custom: its factory, which is executed only if you "
+            "name it again",
+            metavar="FILE.py:NAME",
+            help_behavior_hint="",
+        ),
+    ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Continue an interrupted run from its newest checkpoint.
@@ -98,6 +110,8 @@ def resume(
     run = RunDirectory(run_path)
     config = run.config()
     finished = run.status() == "finished"
+    if factory is not None or not finished or steps_more:
+        check_factory(config, factory, f"muonlab resume {run_path} --factory ")
     if steps_more is None:
         if finished:
             raise RunError(
@@ -114,17 +128,19 @@ def resume(
         raise RunError(f"{run_path} has no corpus: it was imported; {_how_to_go_on(run)}")
     else:
         ended = config.train.steps
-        last = config.optimizer.lr * config.learning_rate_multiplier(ended - 1)
+        last = _rate(config, config.learning_rate_multiplier(ended - 1))
         config = run.extend(steps_more)
-        peak = config.optimizer.lr
-        following = peak * config.learning_rate_multiplier(ended)
-        final = peak * config.learning_rate_multiplier(config.train.steps - 1)
+        following = config.learning_rate_multiplier(ended)
+        final = config.learning_rate_multiplier(config.train.steps - 1)
         _say(
             f"{run_path} ended at step {ended} and goes on to step {config.train.steps}. "
-            f"Its last learning rate was {last:.2g}; the {config.learning_rate.kind} schedule of "
-            f"{config.train.steps} steps goes on at {following:.2g} "
-            f"({following / peak if peak else 0:.0%} of the peak) and ends at {final:.2g}."
+            f"Its last learning rate was {last}; the {config.learning_rate.kind} schedule of "
+            f"{config.train.steps} steps goes on at {_rate(config, following)} "
+            f"({following:.0%} of the peak) and ends at {_rate(config, final)}."
         )
+    if factory is not None:  # the same source, perhaps in another place
+        optimizer = dataclasses.replace(config.optimizer, factory=factory)
+        config = dataclasses.replace(config, optimizer=optimizer)
     execute(config, run, cache_dir)
 
 
@@ -156,6 +172,12 @@ def import_model(
     facts = run.manifest()
     _say(f"{run.path}: {facts['parameters']:,} parameters, imported from {facts['imported_from']}")
     _say(f"`muonlab train RECIPE --init-from {run.path} --data FILE` trains it on")
+
+
+def _rate(config: "RunConfig", multiplier: float) -> str:
+    """A learning rate as a number; of a custom optimizer, as a share of what its factory sets."""
+    rate = config.optimizer.lr * multiplier
+    return f"{multiplier:.0%} of its factory's" if math.isnan(rate) else f"{rate:.2g}"
 
 
 def _how_to_go_on(run: "RunDirectory") -> str:

@@ -1,20 +1,22 @@
 """What a study would cost: runs, FLOPs, hours on this machine from timed steps, bytes on disk."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from muonlab import machine
 from muonlab.config import RunConfig, to_dict
+from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import DataError
 from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
-from muonlab.optim import Muon
 
 TIMED_STEPS = 3
 METRICS_ROW_BYTES = 400
@@ -45,13 +47,17 @@ def estimate(configs: Sequence[RunConfig], cache_dir: Path | None) -> Cost:
     evaluations: dict[str, int | None] = {}
     flops = seconds = 0.0
     checkpoint_bytes = kept_bytes = 0
+    unknown_flops = False
     for config in configs:
         settings = config.train
         shape = _shape(config)
         if shape not in rates:
             rates[shape] = _time_step(config)
         step_seconds, optimizer_flops, state_bytes = rates[shape]
-        flops += model_flops(config) + settings.steps * optimizer_flops
+        unknown_flops |= math.isnan(optimizer_flops)
+        flops += model_flops(config) + settings.steps * (
+            0.0 if math.isnan(optimizer_flops) else optimizer_flops
+        )
         seconds += settings.steps * step_seconds
         tokens = _evaluated_tokens(config, cache_dir, evaluations)
         step_tokens = settings.batch_size * settings.sequence_length
@@ -61,6 +67,8 @@ def estimate(configs: Sequence[RunConfig], cache_dir: Path | None) -> Cost:
         checkpoint_bytes = max(checkpoint_bytes, settings.keep_checkpoints * state_bytes)
         kept_bytes += METRICS_ROW_BYTES * settings.steps
     notes = []
+    if unknown_flops:
+        notes.append("the FLOPs of optimizers whose factory has no step_flops are left out")
     if None in evaluations.values():
         notes.append("evaluations are left out: the corpus is not prepared")
     return Cost(
@@ -76,9 +84,7 @@ def estimate(configs: Sequence[RunConfig], cache_dir: Path | None) -> Cost:
 def _shape(config: RunConfig) -> str:
     """What decides the time of a step; learning rates and the like do not."""
     values = to_dict(config)
-    optimizer = {
-        name: value for name, value in values["optimizer"].items() if not isinstance(value, float)
-    }
+    optimizer = _without_floats(values["optimizer"])
     settings = {
         name: values["train"][name]
         for name in ("batch_size", "micro_batch_size", "sequence_length", "dtype")
@@ -86,7 +92,15 @@ def _shape(config: RunConfig) -> str:
     return json.dumps([values["model"], optimizer, settings], sort_keys=True)
 
 
-def _time_step(config: RunConfig) -> tuple[float, int, int]:
+def _without_floats(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_floats(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if not isinstance(value, float)
+    }
+
+
+def _time_step(config: RunConfig) -> tuple[float, float, int]:
     """Seconds of a step on random tokens, the optimizer's FLOPs in it, bytes of a checkpoint.
 
     One micro-batch is timed for all of a step.
@@ -119,7 +133,7 @@ def _seconds_of_gradients(model: LanguageModel, batch: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _checkpoint_bytes(model: LanguageModel, optimizer: Muon) -> int:
+def _checkpoint_bytes(model: LanguageModel, optimizer: AnyOptimizer) -> int:
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights + optimizer.state_bytes()
 

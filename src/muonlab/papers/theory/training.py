@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from muonlab.config import RunConfig, stream_seed
+from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
-from muonlab.optim import Muon
 from muonlab.optim.groups import place_parameters
 from muonlab.optim.layout import MatrixSpec
 from muonlab.train import Batches, accumulate_gradients
@@ -22,7 +22,7 @@ class Moment:
     step: int
     loss: float
     model: LanguageModel
-    optimizer: Muon
+    optimizer: AnyOptimizer
 
 
 def moments(config: RunConfig, data: TokenData) -> Iterator[Moment]:
