@@ -135,11 +135,16 @@ def test_searches_come_first_and_tune_the_test_runs(
         seeds=(0,),
     )
     said = make(study)
-    trials = StudyResults(study, root).trials
+    tried = StudyResults(study, root).trials
+    trials, repeats = (tried.loc[tried["kind"] == kind] for kind in ("trial", "repeat"))
     assert len(trials) == LEARNING_RATE.trials
-    best = trials.loc[trials["loss"].idxmin(), "tuned/optimizer.lr"]
-    assert list(trials["chosen"]).count(True) == 1
+    best_two = trials.nsmallest(2, "loss")["tuned/optimizer.lr"]
+    assert set(repeats["tuned/optimizer.lr"]) == set(best_two)
+    assert set(repeats["seed"]) == {91}, "another seed than the trials', and no test run's"
+    best = repeats.loc[repeats["loss"].idxmin(), "tuned/optimizer.lr"]
+    assert set(tried.loc[tried["chosen"], "tuned/optimizer.lr"]) == {best}
     frame = StudyResults(study, root).frame
+    assert set(frame["regret"]) == {repeats["loss"].max() - repeats["loss"].min()}
     assert list(frame["tuned/optimizer.lr"]) == [best, best]
     runs = [RunDirectory(Path(path)).config() for path in frame["run"]]
     assert [run.optimizer.lr for run in runs] == [best, best]
@@ -269,7 +274,7 @@ def test_a_study_without_runs(config: RunConfig, root: Path):
     assert list(frame["status"]) == ["missing"] * 4
     assert frame["val/loss"].dropna().empty
     assert judge_study(study, root)[0].verdict == "inconclusive"
-    assert status(study, root).counts == {"to do": 8}
+    assert status(study, root).counts == {"to do": 10}
     assert StudyResults(study, root).curves == {}
 
 

@@ -11,12 +11,14 @@ from scipy import stats
 from muonlab.lab.statistics import (
     bootstrap_interval,
     equivalence_p,
+    excludes_zero,
     factorial_effects,
     holm,
     mean_difference,
     paired_difference,
     trend,
     wilson,
+    with_regret,
 )
 
 INF = math.inf
@@ -131,19 +133,19 @@ def test_holm_lies_between_no_correction_and_bonferroni(p: list[float]) -> None:
 def test_equivalence_has_its_size_at_the_margin_and_power_inside() -> None:
     generator = np.random.default_rng(3)
     at_margin = generator.normal(0.01, 0.005, size=(1000, 8))
-    wrong = sum(equivalence_p(values) < 0.05 for values in at_margin)
+    wrong = sum(equivalence_p(mean_difference(values)) < 0.05 for values in at_margin)
     assert within_noise(wrong, 1000, 0.05)
     inside = generator.normal(0.0, 0.004, size=(500, 8))
-    assert np.mean([equivalence_p(values) < 0.05 for values in inside]) > 0.95
+    assert np.mean([equivalence_p(mean_difference(values)) < 0.05 for values in inside]) > 0.95
 
 
 def test_equivalence_of_odd_inputs() -> None:
-    assert math.isnan(equivalence_p([0.0]))
-    assert equivalence_p([0.0, INF]) == 1
-    assert equivalence_p([0.0, 0.0]) == 0
-    assert equivalence_p([0.02, 0.02]) == 1
+    assert math.isnan(equivalence_p(mean_difference([0.0])))
+    assert equivalence_p(mean_difference([0.0, INF])) == 1
+    assert equivalence_p(mean_difference([0.0, 0.0])) == 0
+    assert equivalence_p(mean_difference([0.02, 0.02])) == 1
     with pytest.raises(ValueError, match="margin is 0"):
-        equivalence_p([0.0, 1.0], margin=0)
+        equivalence_p(mean_difference([0.0, 1.0]), margin=0)
 
 
 def test_equivalence_is_the_interval_inside_the_margin() -> None:
@@ -151,7 +153,39 @@ def test_equivalence_is_the_interval_inside_the_margin() -> None:
     for values in np.random.default_rng(4).normal(0.002, 0.006, size=(50, 5)):
         interval = mean_difference(values, confidence=0.9)
         inside = interval.low > -0.01 and interval.high < 0.01
-        assert (equivalence_p(values) < 0.05) == inside
+        assert (equivalence_p(mean_difference(values)) < 0.05) == inside
+
+
+def test_regret_widens_the_interval_on_the_side_that_was_tuned_too_little() -> None:
+    surely = mean_difference([-0.10, -0.11, -0.09])
+    assert excludes_zero(surely) == -1
+    lost = with_regret(surely, 0.02, 0.09)
+    assert lost.low == pytest.approx(surely.low - 0.02), "the first may be better still"
+    assert lost.high == pytest.approx(surely.high + 0.09), "and so may the second"
+    assert excludes_zero(lost) == 0
+    assert lost.p > 0.05 > surely.p
+    assert with_regret(surely, math.nan, 0.0).low == surely.low, "not measured: nothing is added"
+    assert math.isnan(with_regret(surely, math.nan, 0.0).regret[0])
+
+
+@pytest.mark.parametrize("regrets", [(0.0, 0.05), (0.05, 0.0), (0.03, 0.01)])
+def test_interval_and_p_say_the_same_of_regret(regrets: tuple[float, float]) -> None:
+    for values in np.random.default_rng(8).normal(0.03, 0.03, size=(200, 4)):
+        found = with_regret(mean_difference(values), *regrets)
+        assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_regret_is_no_equivalence() -> None:
+    same = mean_difference([0.001, -0.001, 0.0005])
+    assert equivalence_p(same) < 0.05
+    assert equivalence_p(with_regret(same, 0.02, 0.0)) > 0.05
+
+
+def test_regret_widens_effects_of_a_factorial() -> None:
+    costs = {(0,): [1.0, 1.01, 0.99], (1,): [0.5, 0.51, 0.49]}
+    plain = factorial_effects(costs, ("A",))["A"]
+    lost = factorial_effects(costs, ("A",), {(0,): 0.1, (1,): 0.02})["A"]
+    assert (lost.low, lost.high) == pytest.approx((plain.low - 0.02, plain.high + 0.1))
 
 
 @pytest.mark.parametrize(

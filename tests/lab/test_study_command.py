@@ -51,7 +51,7 @@ def printed(capsys: Capture, *arguments: str) -> str:
 
 def test_list(study: Study, capsys: Capture):
     text = printed(capsys, "list", "--scale", "nano")
-    assert re.search(r"tiny\s+4 \+ 4 trials\s+T-1\s+Does it run\?", text)
+    assert re.search(r"tiny\s+4 \+ 6 trials\s+T-1\s+Does it run\?", text)
     assert re.search(r"timed\s+measured", text)
 
 
@@ -59,7 +59,7 @@ def test_show_names_what_differs_from_the_first_arm(study: Study, capsys: Captur
     text = printed(capsys, "show", "tiny", "--scale", "nano")
     assert "Does it run?" in text
     assert "seeds: 0, 1" in text
-    assert "arm muon (honest), 4 trials of optimizer.lr in [0.001, 0.1]" in text
+    assert "arm muon (honest), 4 trials of optimizer.lr in [0.001, 0.1], the best 2 again" in text
     changes = text.split("arm adamw (honest)")[1]
     assert "model.dim: 32 → 16" in changes
     assert "optimizer.kind: muon → adamw" in changes
@@ -73,7 +73,7 @@ def test_dry_run_says_what_is_missing_and_makes_nothing(
     places = ["--runs-dir", str(tmp_path / "s"), "--cache-dir", str(cache_dir)]
     text = printed(capsys, "run", "--scale", "nano", "--dry-run", "--workers", "2", *places)
     assert re.search(
-        r"tiny at scale nano: 8 runs to make, \d\.\d\de\+\d\d FLOP, \d+\.\d\d hours on this "
+        r"tiny at scale nano: 10 runs to make, \d\.\d\de\+\d\d FLOP, \d+\.\d\d hours on this "
         r"machine \(2 at a time, threads each: 1\); disk: up to [\d.]+ MB of checkpoints while it "
         r"runs, [\d.]+ MB afterwards",
         text,

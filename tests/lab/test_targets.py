@@ -7,6 +7,7 @@ import pytest
 
 from muonlab.lab.targets import (
     Budgets,
+    CostRatio,
     PowerLaw,
     cost_ratio,
     fit_power_laws,
@@ -153,6 +154,24 @@ def test_interpolation_is_monotone_and_exact_at_the_budgets() -> None:
     assert interpolated_cost(costs, losses, 3.9) == math.inf
     late = np.array([math.inf, 4.0, 3.0])
     assert interpolated_cost(costs, late, 4.2) == 2.0
+
+
+def test_regret_moves_the_ends_of_the_interval() -> None:
+    muon, adamw = runs(MUON, noise=0.005), runs(ADAMW, noise=0.005, seed=1)
+
+    def ratio(first: float, second: float) -> CostRatio:
+        pair = (
+            Budgets(costs=FRACTIONS, losses=found.losses, regret=lost)
+            for found, lost in ((muon, first), (adamw, second))
+        )
+        return cost_ratio(*pair, reference=1.0, method="interpolation")
+
+    plain, lost = ratio(0.0, 0.0), ratio(0.05, 0.05)
+    assert lost.ratio == plain.ratio
+    assert lost.low < plain.low - 0.01
+    assert lost.high > plain.high + 0.01
+    assert ratio(0.0, 5.0).high == math.inf, "a target that Muon never reached"
+    assert not ratio(math.nan, 0.05).regret_known
 
 
 def test_one_seed_has_no_interval() -> None:

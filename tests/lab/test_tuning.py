@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from muonlab.lab.experiment import Search
-from muonlab.lab.tuning import Trial, at_edge, best, next_trials, plan
+from muonlab.lab.tuning import Trial, at_edge, best, choose, finalists, next_trials, plan
 
 RATE = "optimizer.lr"
 Loss = Callable[[Mapping[str, float]], float]
@@ -54,6 +54,25 @@ def test_the_first_half_can_run_in_parallel() -> None:
     assert all(1e-3 <= values[RATE] <= 1e-1 for values in first)
     half = [Trial(values=values, loss=1.0) for values in first[:2]]
     assert next_trials(search, half) == first[2:], "asked for until finished"
+
+
+def test_the_best_trials_are_made_again_and_their_mean_chooses() -> None:
+    search = Search(space={RATE: (1e-3, 1e-1)}, finalists=3, repeats=2)
+    tried = {1e-3: 5.0, 3e-3: 4.1, 1e-2: 4.0, 3e-2: 4.2, 1e-1: math.inf}
+    trials = [Trial(values={RATE: rate}, loss=loss) for rate, loss in tried.items()]
+    assert finalists(search, trials) == [{RATE: 1e-2}, {RATE: 3e-3}, {RATE: 3e-2}]
+    again = {1e-2: (4.3, 4.2), 3e-3: (4.1, 4.2), 3e-2: (4.0, math.inf)}
+    repeated = [
+        Trial(values={RATE: rate}, loss=loss) for rate, losses in again.items() for loss in losses
+    ]
+    choice = choose(search, trials, repeated)
+    assert choice.values == {RATE: 3e-3}, "the best trial was lucky, and 3e-2 diverges"
+    assert choice.regret == pytest.approx(0.1)
+    alone = choose(search, trials, repeated[:2])
+    assert alone.values == {RATE: 1e-2}
+    assert math.isnan(alone.regret), "nothing to compare with"
+    assert choose(search, trials, []).values == {RATE: 1e-2}
+    assert math.isnan(choose(search, trials, []).regret)
 
 
 def test_an_optimum_beyond_the_edge_extends_the_range_and_the_budget() -> None:

@@ -14,7 +14,9 @@ from muonlab.config import RunConfig, from_json, override, to_json
 from muonlab.lab.experiment import Arm, Search, Study, Verdict, VerdictName
 from muonlab.papers import EXPERIMENTS
 
-LEARNING_RATE = Search(space={"optimizer.lr": (1e-3, 1e-1)}, trials=4, extensions=0, seed=90)
+LEARNING_RATE = Search(
+    space={"optimizer.lr": (1e-3, 1e-1)}, trials=4, extensions=0, seed=90, finalists=2, repeats=1
+)
 
 
 def judge(frame: pd.DataFrame) -> list[Verdict]:

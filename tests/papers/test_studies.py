@@ -106,14 +106,17 @@ def test_too_few_runs_are_inconclusive(name, seeds):
 PUBLISHED, HONEST = Pair(arm="a", baseline="b"), Pair(arm="c", baseline="d")
 
 
-def judged(losses, paper=-0.1, changed=None, family=(PUBLISHED, HONEST)):
-    """Three seeds of every arm at (loss, slope over seeds); ``changed``: (arm, seed) → its loss."""
+def judged(losses, paper=-0.1, changed=None, family=(PUBLISHED, HONEST), regrets=None):
+    """Three seeds of every arm at (loss, slope over seeds); ``changed``: (arm, seed) → its loss;
+    ``regrets``: of the arms that a search tuned."""
     rows = [
         {
             "arm": arm,
             "seed": seed,
             "status": "finished",
             "val/loss": (changed or {}).get((arm, seed), loss + 0.001 * seed * slope),
+            "tuned/optimizer.lr": 0.01 if arm in (regrets or {}) else math.nan,
+            "regret": (regrets or {}).get(arm, 0.0),
         }
         for arm, (loss, slope) in losses.items()
         for seed in range(3)
@@ -191,6 +194,19 @@ def test_a_size_is_judged_by_its_interval():
     unsure = sure | {"a": (2.63, 60), "b": (3.0, -10)}
     found = judged(unsure)
     assert found.verdict == "direction only"
+
+
+def test_what_a_search_may_have_lost_is_part_of_the_verdict():
+    """-0.3 nats are sure among seeds; the baseline's search may have lost more than that."""
+    losses = {"a": (2.7, 1), "b": (3.0, -1), "c": (2.7, 1), "d": (3.0, -1)}
+    assert judged(losses).verdict == "reproduced"
+    assert judged(losses, regrets={"c": 0.001, "d": 0.002}).verdict == "reproduced"
+    lost = judged(losses, regrets={"c": 0.001, "d": 0.31})
+    assert lost.verdict == "inconclusive"
+    assert "the searches' regret of 0.0010 and 0.3100 included" in lost.sentence
+    unknown = judged(losses, regrets={"c": math.nan, "d": math.nan})
+    assert unknown.verdict == "reproduced"
+    assert unknown.sentence.count("regret of the searches not measured") == 1, "honest arms only"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,7 +14,7 @@ from muonlab.config import override
 from muonlab.lab.experiment import Context, Measurement, Study, Verdict
 from muonlab.lab.plan import Plan
 from muonlab.lab.results import StudyResults
-from muonlab.lab.statistics import holm, paired_difference
+from muonlab.lab.statistics import holm, paired_difference, with_regret
 from muonlab.report.content import Banner, CurveFigure, IntervalFigure, Report, Table
 from muonlab.report.study import study_report, write_study
 from muonlab.report.study_tables import p_text
@@ -78,14 +79,36 @@ def test_comparisons_are_the_statistics_of_the_frame(whole: Path) -> None:
     study = invented_study()
     frame = StudyResults(study, whole).frame
     values = {arm.name: frame.loc[frame["arm"] == arm.name, "val/loss"] for arm in study.arms}
-    wanted = [paired_difference(values[c.arm], values[c.baseline]) for c in study.comparisons]
+    lost = frame.groupby("arm")["regret"].first()
+    assert lost["muon"] > 0
+    wanted = [
+        with_regret(
+            paired_difference(values[c.arm], values[c.baseline]), lost[c.arm], lost[c.baseline]
+        )
+        for c in study.comparisons
+    ]
     rows = list(tables(report_of(study, whole))["comparisons"].values())
     for row, difference, p in zip(rows, wanted, holm([d.p for d in wanted]), strict=True):
         assert row["Difference"] == f"{difference.mean:,.4f}"
-        assert row["95 % t interval"] == f"[{difference.low:+,.4f}, {difference.high:+,.4f}]"
+        assert row["95 % interval"] == f"[{difference.low:+,.4f}, {difference.high:+,.4f}]"
         assert row["p (Holm)"] == p_text(p)
         assert (row["Pairs"], row["Reading"]) == ("3", "lower")
     assert rows[0]["Paper's"] == "-0.0071"
+    assert rows[0]["Regret (nats)"] == f"{lost['muon']:.4f} and {lost['adamw']:.4f}"
+    assert rows[1]["Regret (nats)"] == "not tuned"
+
+
+def test_a_regret_that_was_not_measured_is_said(tmp_path: Path) -> None:
+    arms = tuple(
+        dataclasses.replace(arm, search=arm.search and dataclasses.replace(SEARCH, repeats=0))
+        for arm in invented_study().arms
+    )
+    study = invented_study(arms=arms)
+    make_runs(study, tmp_path)
+    report = report_of(study, tmp_path)
+    assert any("adamw, muon: the regret of the search was not" in text for text in report.notices)
+    row = tables(report)["comparisons"]["muon − adamw"]
+    assert row["Regret (nats)"] == "not measured and not measured"
 
 
 def test_searches_show_every_trial_the_choice_and_the_edges(whole: Path) -> None:
@@ -93,14 +116,17 @@ def test_searches_show_every_trial_the_choice_and_the_edges(whole: Path) -> None
     figure = next(f for f in report.figures if f.name == f"search-muon-{RATE}")
     assert isinstance(figure, CurveFigure)
     assert figure.limits == (1e-3, 1e-1)
-    assert [len(curve.x) for curve in figure.curves] == [4, 1]
-    assert figure.curves[1].y == min(figure.curves[0].y)
-    trials = next(
+    trials, repeats, chosen = figure.curves
+    assert [len(curve.x) for curve in figure.curves] == [4, 3 * 2, 1]
+    means = {x: repeats.y[repeats.x == x].mean() for x in repeats.x}
+    assert chosen.x == min(means, key=lambda x: means[x])
+    assert set(repeats.x) == set(trials.x[np.argsort(trials.y)[:3]])
+    table = next(
         item for s in report.sections for item in s.items
         if isinstance(item, Table) and item.name == "trials"
     )  # fmt: skip
-    assert len(trials.frame) == 8
-    assert list(trials.frame["chosen"]).count("chosen") == 2
+    assert len(table.frame) == 2 * (4 + 3 * 2)
+    assert list(table.frame["chosen"]).count("chosen") == 2 * (1 + 2)
 
 
 def test_every_file_is_written_and_says_how_it_was_made(whole: Path, tmp_path: Path) -> None:
@@ -230,7 +256,7 @@ def test_a_missing_arm_and_a_diverged_run_are_shown(tmp_path: Path) -> None:
     assert found["arms"]["⚠ adamw-leaky"]["Runs"] == "0 of 3"
     assert found["arms"]["muon"]["Loss (nats/token)"] == "inf"
     assert found["comparisons"]["muon − adamw"]["Reading"] == "diverged"
-    assert found["comparisons"]["muon − adamw"]["95 % t interval"] == "none"
+    assert found["comparisons"]["muon − adamw"]["95 % interval"] == "none"
     assert any("1 of 12 runs failed" in notice for notice in report.notices)
     figure = next(f for f in report.figures if f.name == "values")
     assert isinstance(figure, IntervalFigure)
@@ -253,7 +279,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     report = report_of(study, tmp_path)
     assert "±" not in tables(report)["arms"]["muon"]["Loss (nats/token)"]
     row = tables(report)["comparisons"]["muon − adamw"]
-    assert (row["95 % t interval"], row["95 % bootstrap"]) == ("none", "none")
+    assert (row["95 % interval"], row["95 % bootstrap"]) == ("none", "none")
     assert row["Reading"] == "one seed: no interval"
     assert any(notice.startswith("One seed only") for notice in report.notices)
 

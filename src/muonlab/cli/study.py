@@ -224,7 +224,9 @@ def _tuning(arm: "Arm") -> str:
     if arm.search is None:
         return ""
     spaces = (f"{field} in [{low:g}, {high:g}]" for field, (low, high) in arm.search.space.items())
-    return f", {arm.search.total_trials} trials of {', '.join(spaces)}"
+    repeats = arm.search.repeats
+    again = f", the best {arm.search.finalists} again with {repeats} more seeds" if repeats else ""
+    return f", {arm.search.total_trials} trials of {', '.join(spaces)}{again}"
 
 
 def _values(values: Any) -> str:
@@ -238,7 +240,7 @@ def _size(experiment: "Experiment") -> str:
 
     if isinstance(experiment, Measurement):
         return "measured"
-    trials = sum(arm.search.total_trials for arm in experiment.arms if arm.search)
+    trials = sum(arm.search.total_runs for arm in experiment.arms if arm.search)
     tests = len(experiment.arms) * len(experiment.seeds)
     return f"{tests} + {trials} trials" if trials else str(tests)
 

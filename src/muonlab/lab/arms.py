@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from muonlab.lab.experiment import Comparison
-from muonlab.lab.statistics import Difference, Numbers, corrected, paired_difference
+from muonlab.lab.statistics import Difference, Numbers, corrected, paired_difference, with_regret
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +16,10 @@ class Pair:
 
     arm: str
     baseline: str
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "Pair":
+        return cls(arm=comparison.arm, baseline=comparison.baseline)
 
 
 def values(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> pd.Series:
@@ -41,21 +45,44 @@ def paired_values(
 def compare(
     frame: pd.DataFrame, pair: Pair, family: Sequence[Pair] = (), measure: str = "val/loss"
 ) -> Difference:
-    """``arm`` minus ``baseline`` over the seeds that both have.
+    """``arm`` minus ``baseline`` over the seeds that both have, as `contrasts` says.
 
     p is corrected after Holm over ``family``, all comparisons of the study, as in its table.
     """
     pairs = [pair, *(other for other in family if other != pair)]
-    return corrected([paired_difference(*paired_values(frame, each, measure)) for each in pairs])[0]
+    return corrected(contrasts(frame, pairs, measure))[0]
+
+
+def contrasts(
+    frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "val/loss"
+) -> list[Difference]:
+    """Every pair's difference, with the regret of the searches that tuned its arms.
+
+    The p-values are not corrected yet. Only losses have a regret, because searches rank by them.
+    """
+    found = []
+    for pair in pairs:
+        difference = paired_difference(*paired_values(frame, pair, measure))
+        if measure.endswith("/loss"):
+            difference = with_regret(
+                difference, regret(frame, pair.arm), regret(frame, pair.baseline)
+            )
+        found.append(difference)
+    return found
+
+
+def regret(frame: pd.DataFrame, arm: str) -> float:
+    """What the search that tuned an arm may have lost; 0 if none did, NaN if it is not known."""
+    rows = frame.loc[frame["arm"] == arm, :]
+    tuned = [key for key in rows if str(key).startswith("tuned/")]
+    if not rows[tuned].notna().to_numpy().any():
+        return 0.0
+    return float(rows["regret"].iloc[0]) if "regret" in rows else math.nan
 
 
 def pairs_of(comparisons: Sequence[Comparison], measure: str = "val/loss") -> list[Pair]:
     """The comparisons of a study in that measure: the family that its p-values belong to."""
-    return [
-        Pair(arm=comparison.arm, baseline=comparison.baseline)
-        for comparison in comparisons
-        if comparison.measure == measure
-    ]
+    return [Pair.of(comparison) for comparison in comparisons if comparison.measure == measure]
 
 
 def complete_seeds(frame: pd.DataFrame) -> list[int]:

@@ -50,6 +50,10 @@ class Search:
     every arm has `total_trials`, wherever its optimum lies. Trials train the arm's own config
     with ``seed``, which no test run uses, and are ranked by the final value of ``measure``, lowest
     first.
+
+    The best ``finalists`` are then trained again with ``repeats`` further seeds. The lowest mean of
+    these is chosen, and how far the next one lies above it is the search's regret: what the choice
+    may have lost. Without repeats the best trial is chosen and its regret is not measured.
     """
 
     space: Mapping[str, tuple[float, float]]
@@ -57,10 +61,22 @@ class Search:
     extensions: int = 2
     seed: int = 1000
     measure: str = "val/loss"
+    finalists: int = 3
+    repeats: int = 2
 
     @property
     def total_trials(self) -> int:
         return self.trials + self.extensions * (self.trials // 2)
+
+    @property
+    def total_runs(self) -> int:
+        """Of the trials, and of the finalists again."""
+        return self.total_trials + self.finalists * self.repeats
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of the trials, then those of the repeats."""
+        return tuple(range(self.seed, self.seed + self.repeats + 1))
 
     def __post_init__(self) -> None:
         if not self.space:
@@ -72,6 +88,10 @@ class Search:
                 )
         if self.trials < 3:
             raise ValueError(f"search.trials is {self.trials}; it must be at least 3")
+        if self.finalists < 2:
+            raise ValueError(f"search.finalists is {self.finalists}; it must be at least 2")
+        if self.repeats < 0:
+            raise ValueError(f"search.repeats is {self.repeats}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,8 +227,9 @@ class Study:
         for arm in self.arms:
             if arm.tuned_as and arm.tuned_as not in searches:
                 raise ValueError(f"arm {arm.name}: {arm.tuned_as!r} is no arm with a search")
-            if arm.search and arm.search.seed in self.seeds:
-                raise ValueError(f"arm {arm.name}: tuning seed {arm.search.seed} is a test seed")
+            for seed in arm.search.seeds if arm.search else ():
+                if seed in self.seeds:
+                    raise ValueError(f"arm {arm.name}: tuning seed {seed} is a test seed")
         for comparison in self.comparisons:
             for name in (comparison.arm, comparison.baseline):
                 if name not in names:

@@ -17,15 +17,16 @@ from muonlab.runs import RunDirectory, RunError
 
 ROOT = Path("runs/studies")
 ALL_DIVERGED = "every trial of its search diverged"
+JobKind = Literal["trial", "repeat", "test"]
 RECORD = "study.json"  # what the folder of a study holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One run of a study: a tuning trial, or a test run of an arm."""
+    """One run of a study: a tuning trial, a finalist's repeat, or a test run of an arm."""
 
     arm: str
-    kind: Literal["trial", "test"]
+    kind: JobKind
     config: RunConfig
     values: Mapping[str, float]  # tuned fields, already in the config
     fingerprint: str
@@ -36,7 +37,8 @@ class Job:
         if self.kind == "test":
             return f"{self.arm} seed {self.config.seed}"
         tried = ", ".join(f"{field} {value:g}" for field, value in self.values.items())
-        return f"{self.arm} trial {tried}"
+        seed = f", seed {self.config.seed}" if self.kind == "repeat" else ""
+        return f"{self.arm} {self.kind} {tried}{seed}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +58,19 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchState:
-    """An arm's search: its trials in the order they were asked for, and what they chose."""
+    """An arm's search: its trials in the order they were asked for, its finalists' repeats, and
+    what they chose.
+    """
 
     trials: tuple[tuple[Job, Outcome | None], ...]
     complete: bool
+    repeats: tuple[tuple[Job, Outcome | None], ...] = ()
     chosen: Mapping[str, float] | None = None  # of a complete search, unless every trial diverged
+    regret: float = math.nan  # what the choice may have lost; NaN: not measured
+
+    @property
+    def runs(self) -> tuple[tuple[Job, Outcome | None], ...]:
+        return self.trials + self.repeats
 
 
 def folder_name(experiment: Experiment) -> str:
@@ -95,7 +105,7 @@ class Plan:
         """Bring ``jobs`` and ``searches`` to what is on disk."""
         arms = self.study.arms
         self.searches = {arm.name: self._search(arm, arm.search) for arm in arms if arm.search}
-        trials = [job for state in self.searches.values() for job, _ in state.trials]
+        trials = [job for state in self.searches.values() for job, _ in state.runs]
         self.jobs = [*trials, *self._tests()]
         for job in self.jobs:
             self._look(job)
@@ -121,7 +131,7 @@ class Plan:
             if source and not self.searches[source].complete:
                 arms += [arm] * len(self.study.seeds)
             if arm.search and not (state := self.searches[arm.name]).complete:
-                arms += [arm] * max(arm.search.total_trials - len(state.trials), 0)
+                arms += [arm] * max(arm.search.total_runs - len(state.runs), 0)
         return arms
 
     def source(self, arm: Arm) -> str | None:
@@ -155,10 +165,19 @@ class Plan:
     def _search(self, arm: Arm, search: Search) -> SearchState:
         """The recorded search if it is complete, else the tuner's answer to the runs on disk."""
         if recorded := self._recorded.get(arm.name):
-            jobs = [self._job(arm, "trial", search.seed, trial) for trial in recorded["trials"]]
-            trials = tuple((job, self._look(job)) for job in jobs)
-            if all(outcome is not None for _, outcome in trials):
-                return SearchState(trials=trials, complete=True, chosen=recorded["chosen"])
+            trials = tuple(
+                self._looked(arm, "trial", search.seed, trial) for trial in recorded["trials"]
+            )
+            repeats = self._repeats(arm, search, recorded["finalists"])
+            if all(outcome is not None for _, outcome in trials + repeats):
+                regret = recorded["regret"]
+                return SearchState(
+                    trials=trials,
+                    repeats=repeats,
+                    complete=True,
+                    chosen=recorded["chosen"],
+                    regret=math.nan if regret is None else regret,
+                )
         return self._replay(arm, search)
 
     def _replay(self, arm: Arm, search: Search) -> SearchState:
@@ -171,14 +190,10 @@ class Plan:
                 self._proposals[key] = tuning.next_trials(search, finished, arm.name)
             proposals = self._proposals[key]
             if not proposals:
-                chosen = None
-                if any(math.isfinite(trial.loss) for trial in finished):
-                    chosen = tuning.best(search, finished).values
-                return SearchState(trials=tuple(trials.values()), complete=True, chosen=chosen)
+                return self._decide(arm, search, tuple(trials.values()), finished)
             before = len(finished)
             for values in proposals:
-                job = self._job(arm, "trial", search.seed, values)
-                outcome = self._look(job)
+                job, outcome = self._looked(arm, "trial", search.seed, values)
                 trials[job.fingerprint] = (job, outcome)
                 if outcome is not None and outcome.status != "error":
                     loss = outcome.value(search.measure)
@@ -186,9 +201,50 @@ class Plan:
             if len(finished) == before:
                 return SearchState(trials=tuple(trials.values()), complete=False)
 
-    def _job(
-        self, arm: Arm, kind: Literal["trial", "test"], seed: int, values: Mapping[str, float]
-    ) -> Job:
+    def _decide(
+        self,
+        arm: Arm,
+        search: Search,
+        trials: tuple[tuple[Job, Outcome | None], ...],
+        finished: list[tuning.Trial],
+    ) -> SearchState:
+        """Of all trials: the finalists' repeats, and the choice once these have been made."""
+        finalists = tuning.finalists(search, finished)
+        if not finalists:
+            return SearchState(trials=trials, complete=True)
+        repeats = self._repeats(arm, search, finalists)
+        repeated = [
+            tuning.Trial(values=job.values, loss=outcome.value(search.measure))
+            for job, outcome in repeats
+            if outcome is not None and outcome.status != "error"
+        ]
+        if len(repeated) < len(repeats):
+            return SearchState(trials=trials, repeats=repeats, complete=False)
+        choice = tuning.choose(search, finished, repeated)
+        return SearchState(
+            trials=trials,
+            repeats=repeats,
+            complete=True,
+            chosen=choice.values,
+            regret=choice.regret,
+        )
+
+    def _repeats(
+        self, arm: Arm, search: Search, finalists: list[dict[str, float]]
+    ) -> tuple[tuple[Job, Outcome | None], ...]:
+        return tuple(
+            self._looked(arm, "repeat", seed, values)
+            for seed in search.seeds[1:]
+            for values in finalists
+        )
+
+    def _looked(
+        self, arm: Arm, kind: JobKind, seed: int, values: Mapping[str, float]
+    ) -> tuple[Job, Outcome | None]:
+        job = self._job(arm, kind, seed, values)
+        return job, self._look(job)
+
+    def _job(self, arm: Arm, kind: JobKind, seed: int, values: Mapping[str, float]) -> Job:
         key = (arm.name, kind, seed, *values.items())
         if key not in self._made:
             variant = arm.name if kind == "test" else f"{arm.name}.trial"
@@ -261,10 +317,20 @@ def _recorded_searches(study: Study, root: Path) -> dict[str, Any]:
     if record is None or record["definition"] != study.fingerprint():
         return {}
     return {
-        name: {"chosen": search["chosen"], "trials": [t["values"] for t in search["trials"]]}
+        name: {
+            "chosen": search["chosen"],
+            "regret": search["regret"],
+            "trials": [trial["values"] for trial in search["trials"]],
+            "finalists": _distinct([repeat["values"] for repeat in search["repeats"]]),
+        }
         for name, search in record["searches"].items()
         if search["complete"]
     }
+
+
+def _distinct(settings: list[dict[str, float]]) -> list[dict[str, float]]:
+    """In their order: each is listed once for every seed."""
+    return list({tuple(values.items()): values for values in settings}.values())
 
 
 def _finished_runs(root: Path) -> dict[str, list[Path]]:

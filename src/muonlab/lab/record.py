@@ -1,6 +1,7 @@
 """What a study's folder says of itself: study.json, verdicts.json, and the state of every study."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import filelock
 
 from muonlab import machine
 from muonlab.lab.experiment import VERDICTS, Experiment, Measurement, Study, Verdict
-from muonlab.lab.plan import RECORD, Job, Plan, folder, read_record
+from muonlab.lab.plan import RECORD, Job, Outcome, Plan, folder, read_record
 from muonlab.lab.worker import FAILURE
 from muonlab.manifest import git_state
 from muonlab.runs import RunDirectory, now, write_whole
@@ -52,20 +53,24 @@ def write_record(plan: Plan) -> None:
         name: {
             "complete": state.complete,
             "chosen": state.chosen,
-            "trials": [
-                {
-                    "values": dict(job.values),
-                    "run": _place(plan, job),
-                    "status": outcome.status if outcome else "to do",
-                    "figures": dict(outcome.figures) if outcome else {},
-                }
-                for job, outcome in state.trials
-            ],
+            "regret": state.regret if math.isfinite(state.regret) else None,  # JSON has no NaN
+            "trials": [_trial(plan, *run) for run in state.trials],
+            "repeats": [_trial(plan, *run) for run in state.repeats],
         }
         for name, state in plan.searches.items()
     }
     facts = {"definition": study.fingerprint(), "arms": arms, "searches": searches}
     write_facts(study, plan.root, facts)
+
+
+def _trial(plan: Plan, job: Job, outcome: Outcome | None) -> dict[str, Any]:
+    return {
+        "values": dict(job.values),
+        "seed": job.config.seed,
+        "run": _place(plan, job),
+        "status": outcome.status if outcome else "to do",
+        "figures": dict(outcome.figures) if outcome else {},
+    }
 
 
 def write_facts(experiment: Experiment, root: Path, facts: Mapping[str, Any]) -> None:
@@ -99,7 +104,9 @@ def status(experiment: Experiment, root: Path) -> Status:
         return Status(counts={"to do": _num_runs(experiment)}, tuned={}, changed=changed)
     arms, searches = record["arms"], record["searches"]
     places = [place for arm in arms.values() for place in arm["runs"].values()]
-    places += [trial["run"] for search in searches.values() for trial in search["trials"]]
+    places += [
+        run["run"] for search in searches.values() for run in search["trials"] + search["repeats"]
+    ]
     counts = Counter(_run_status(root / place) for place in places)
     unnamed = _num_runs(experiment) - len(places)
     if unnamed > 0:
@@ -109,7 +116,7 @@ def status(experiment: Experiment, root: Path) -> Status:
 
 
 def _num_runs(study: Study) -> int:
-    trials = sum(arm.search.total_trials for arm in study.arms if arm.search)
+    trials = sum(arm.search.total_runs for arm in study.arms if arm.search)
     return len(study.arms) * len(study.seeds) + trials
 
 

@@ -29,7 +29,8 @@ class StudyResults:
         """One row a test run, whether it has been made or not.
 
         Columns: arm, seed, protocol, status (finished, failed or missing), error, run (its
-        directory, "" if missing), the arm's labels, ``tuned/<field>``, every figure of the
+        directory, "" if missing), the arm's labels, ``tuned/<field>``, ``regret`` (of the search
+        that tuned it, 0 without one, NaN where it was not measured), every figure of the
         summaries, and ``steady_seconds``: updates times the median update, which a machine that
         was busy or paused for a while does not change. A run that diverged has failed with an
         infinite ``val/loss``; any other failure has no figures.
@@ -65,16 +66,20 @@ class StudyResults:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Every tuning trial: arm, status, loss, run, ``tuned/<field>``, chosen (the best)."""
+        """Every run of a search: arm, kind (trial or repeat), seed, status, loss, run,
+        ``tuned/<field>``, chosen (those of the chosen setting).
+        """
         rows = []
         for arm in self.study.arms:
             if arm.search is None:
                 continue
             state = self._plan.searches[arm.name]
-            for job, outcome in state.trials:
+            for job, outcome in state.runs:
                 measured = outcome is not None and outcome.status != "error"
                 row: dict[str, Any] = {
                     "arm": arm.name,
+                    "kind": job.kind,
+                    "seed": job.config.seed,
                     "status": outcome.status if outcome else "missing",
                     "loss": outcome.value(arm.search.measure) if outcome and measured else math.nan,
                     "run": str(outcome.path) if outcome else "",
@@ -125,6 +130,7 @@ class StudyResults:
         tuned = self._plan.tuned(arm) or {}
         row |= {f"tuned/{field}": value for field, value in tuned.items()}
         source = self._plan.source(arm)
+        row["regret"] = self._plan.searches[source].regret if source else 0.0
         if source and _hopeless(self._plan.searches[source]):
             row |= {"status": "failed", "error": ALL_DIVERGED, "val/loss": math.inf}
         elif job and (outcome := self._plan.outcome(job)):

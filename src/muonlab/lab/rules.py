@@ -74,6 +74,16 @@ def judge_difference(
     )
 
 
+def regret_text(difference: Difference) -> str:
+    """What a sentence says of the searches behind a difference; empty where nothing was tuned."""
+    if not any(difference.regret):
+        return ""
+    if any(map(math.isnan, difference.regret)):
+        return "regret of the searches not measured"
+    first, second = difference.regret
+    return f"the searches' regret of {first:.4f} and {second:.4f} included"
+
+
 class _Compared:
     """Two arms over the seeds that both have: their means, their difference, its relative size."""
 
@@ -92,7 +102,11 @@ class _Compared:
         if math.isnan(found.low):
             return f"{text} (n = {found.num_pairs}, no interval)"
         sure = f", p = {found.corrected_p:.2g} after Holm" if found.corrected_p < 1 else ""
-        return f"{text} [{found.low:+.4f}, {found.high:+.4f}] (n = {found.num_pairs} pairs{sure})"
+        lost = "".join(f", {said}" for said in (regret_text(found),) if said)
+        return (
+            f"{text} [{found.low:+.4f}, {found.high:+.4f}] "
+            f"(n = {found.num_pairs} pairs{sure}{lost})"
+        )
 
 
 def _verdict(published: _Compared, honest: _Compared, paper: float) -> VerdictName:

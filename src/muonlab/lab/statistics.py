@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +33,11 @@ class Difference:
 
     One pair has no interval and no p (NaN). A diverged run makes the mean infinite: there is no
     interval then, and p is Wilcoxon's, because ranks need no finite values. ``num_diverged`` and
-    ``num_missing`` count pairs; the missing are not among the ``num_pairs``.
+    ``num_missing`` count pairs; the missing are not among the ``num_pairs``. ``error`` and
+    ``freedom``: the standard error of the mean and its degrees of freedom.
+
+    ``regret``: what the settings of the first and of the second may have lost in their searches;
+    interval and p contain it. NaN: it was not measured, and nothing is added.
     """
 
     mean: float
@@ -44,6 +48,9 @@ class Difference:
     num_diverged: int = 0
     num_missing: int = 0
     corrected_p: float = math.nan  # over all comparisons of its study; NaN: it stands alone
+    error: float = math.nan
+    freedom: float = math.nan
+    regret: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +102,53 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
         return Difference(mean=mean, **(none | {"p": p}), **counts)
     if len(values) < 2:
         return Difference(mean=float(values[0]) if len(values) else math.nan, **none, **counts)
-    mean = float(values.mean())
-    if _is_constant(values):  # figures that do not depend on the seed: no scatter, no test
-        return Difference(mean=mean, low=mean, high=mean, p=float(mean == 0), **counts)
-    error = values.std(ddof=1) / math.sqrt(len(values))
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error
-    p = _t_test_p(values, 0.0, "two-sided")
-    return Difference(mean=mean, low=mean - float(half), high=mean + float(half), p=p, **counts)
+    mean, freedom = float(values.mean()), len(values) - 1
+    # Figures that do not depend on the seed have no scatter.
+    error = 0.0 if _is_constant(values) else float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    return Difference(
+        mean=mean,
+        low=mean - half,
+        high=mean + half,
+        p=_two_sided(abs(mean), error, freedom),
+        error=error,
+        freedom=freedom,
+        **counts,
+    )
+
+
+def with_regret(difference: Difference, first: float, second: float) -> Difference:
+    """The same for the best settings of both: each side's search may have missed its optimum.
+
+    ``first`` and ``second`` are what the settings of either may be worse than the best of their
+    search. The best of the first may be lower by ``first``, so the interval goes down by it; up by
+    ``second``. p is of the distance from 0 that is left. NaN: not measured, nothing is added.
+    """
+    down, up = (0.0 if math.isnan(regret) else regret for regret in (first, second))
+    p = difference.p
+    if (down or up) and not math.isnan(difference.error):
+        left = abs(difference.mean) - (up if difference.mean < 0 else down)
+        p = _two_sided(max(left, 0.0), difference.error, difference.freedom)
+    return dataclasses.replace(
+        difference,
+        low=difference.low - down,
+        high=difference.high + up,
+        p=p,
+        regret=(first, second),
+    )
+
+
+def scaled(difference: Difference, factor: float) -> Difference:
+    """The same difference in another unit, ``factor`` (positive) times as large."""
+    first, second = difference.regret
+    return dataclasses.replace(
+        difference,
+        mean=factor * difference.mean,
+        low=factor * difference.low,
+        high=factor * difference.high,
+        error=factor * difference.error,
+        regret=(factor * first, factor * second),
+    )
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -170,24 +217,21 @@ def holm(p_values: ArrayLike) -> Numbers:
     return corrected
 
 
-def equivalence_p(differences: ArrayLike, *, margin: float = EQUIVALENCE_MARGIN) -> float:
+def equivalence_p(difference: Difference, *, margin: float = EQUIVALENCE_MARGIN) -> float:
     """p of two one-sided t tests: below .05, the mean difference lies within ±``margin``.
 
-    NaN for one pair. A diverged run on one side only is no equivalence: 1. Source: Schuirmann 1987.
+    Regret counts against it. NaN for one pair. A diverged run on one side only is no equivalence:
+    1. Source: Schuirmann 1987.
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it must be positive")
-    values = np.asarray(differences, dtype=float)
-    values = values[~np.isnan(values)]
-    if np.isinf(values).any():
+    if difference.num_diverged:
         return 1.0
-    if len(values) < 2:
+    if math.isnan(difference.error):
         return math.nan
-    if _is_constant(values):
-        return float(abs(values[0]) >= margin)
-    above = _t_test_p(values, -margin, "greater")
-    below = _t_test_p(values, margin, "less")
-    return max(above, below)
+    down, up = (0.0 if math.isnan(regret) else regret for regret in difference.regret)
+    room = min(difference.mean - down + margin, margin - difference.mean - up)
+    return _tail(room, difference.error, difference.freedom)
 
 
 def wilson(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
@@ -217,18 +261,22 @@ def trend(x: ArrayLike, y: ArrayLike, *, confidence: float = 0.95) -> Trend:
 
 
 def factorial_effects(
-    costs: Mapping[tuple[int, ...], Sequence[float]], factors: Sequence[str]
+    costs: Mapping[tuple[int, ...], Sequence[float]],
+    factors: Sequence[str],
+    regrets: Mapping[tuple[int, ...], float] | None = None,
 ) -> dict[str, Difference]:
     """Every main effect and interaction of a 2^k factorial on log costs, by "A", "A × B", ….
 
     ``costs[(0, 1, …)]`` holds one cost a seed, in the same order everywhere. An effect is the mean
     log cost where the product of its factors' signs is +, less where it is −. Gains multiply where
-    the interactions are 0; exp(effect) is a factor. Source: Box, Hunter & Hunter, ch. 5.
+    the interactions are 0; exp(effect) is a factor. ``regrets``: what the search of a cell
+    may have lost, in log cost; none for None. Source: Box, Hunter & Hunter, ch. 5.
     """
     cells = list(itertools.product((0, 1), repeat=len(factors)))
     if missing := [cell for cell in cells if cell not in costs]:
         raise ValueError(f"costs lacks {missing[0]} of a 2^{len(factors)} factorial")
     logs = np.log(np.array([costs[cell] for cell in cells], dtype=float))  # (cells, seeds)
+    lost = np.array([regrets[cell] if regrets else 0.0 for cell in cells])
     signs = 2 * np.array(cells) - 1  # (cells, factors)
     effects = {}
     for order in range(1, len(factors) + 1):
@@ -237,14 +285,21 @@ def factorial_effects(
             high, low = logs[sign > 0].mean(axis=0), logs[sign < 0].mean(axis=0)
             name = " × ".join(factors[index] for index in chosen)
             with np.errstate(invalid="ignore"):  # divergence on both sides says nothing: NaN
-                effects[name] = mean_difference(high - low)
+                effect = mean_difference(high - low)
+            first, second = (float(lost[side].mean()) for side in (sign > 0, sign < 0))
+            effects[name] = with_regret(effect, first, second)
     return effects
 
 
-def _t_test_p(
-    values: Numbers, mean: float, alternative: Literal["two-sided", "less", "greater"]
-) -> float:
-    return _p(stats.ttest_1samp(values, mean, alternative=alternative))
+def _tail(distance: float, error: float, freedom: float) -> float:
+    """The chance that a t-distributed error exceeds ``distance``; without any error, 0 or 1."""
+    if error == 0:
+        return float(distance <= 0)
+    return float(stats.t.sf(distance / error, freedom))
+
+
+def _two_sided(distance: float, error: float, freedom: float) -> float:
+    return min(2 * _tail(distance, error, freedom), 1.0)
 
 
 def _p(test: Any) -> float:

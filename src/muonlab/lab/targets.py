@@ -6,6 +6,7 @@ share, and interpolation of the best loss so far. A target that no budget reache
 is kept, and nothing is extrapolated beyond the largest budget.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ Method = Literal["fit", "interpolation"]
 class Budgets:
     """One arm: ``losses[seed, budget]`` at rising ``costs``; seeds in the same order in all arms.
 
-    A diverged run is +∞.
+    A diverged run is +∞. ``regret``: what the search that tuned the arm may have lost (NaN: not
+    measured).
     """
 
     costs: Numbers
     losses: Numbers
+    regret: float = 0.0
 
     def __post_init__(self) -> None:
         if self.losses.ndim != 2 or self.losses.shape[1] != len(self.costs):
@@ -37,6 +40,11 @@ class Budgets:
             )
         if not ((self.costs > 0).all() and (np.diff(self.costs) > 0).all()):
             raise ValueError(f"costs are {self.costs.tolist()}; they must be positive and rising")
+
+    def at_best(self) -> "Budgets":
+        """The losses that the best setting of the search might have had."""
+        lost = 0.0 if math.isnan(self.regret) else self.regret
+        return Budgets(costs=self.costs, losses=self.losses - lost)
 
     def mean(self, seeds: ArrayLike) -> Numbers:
         """Mean loss over those seeds, at every budget."""
@@ -65,7 +73,8 @@ class CostRatio:
     ∞ is a miss. NaN: the baseline diverged, or a fit would rest on diverged runs; as an interval,
     one seed or misses without some. ``at_most``: the arm's smallest budget reaches the target, with
     all seeds or without one, so the ratio is no more than it says and ``low`` is 0.
-    ``num_misses``: how many of the ``num_seeds`` leave a miss when they are left out.
+    ``num_misses``: how many of the ``num_seeds`` leave a miss when they are left out. The interval
+    holds the regret of both searches; ``regret_known`` is False where it was not measured.
     """
 
     target: float
@@ -75,6 +84,7 @@ class CostRatio:
     at_most: bool
     num_misses: int
     num_seeds: int
+    regret_known: bool = True
 
 
 def fit_power_laws(curves: Mapping[str, tuple[Numbers, Numbers]]) -> dict[str, PowerLaw]:
@@ -147,9 +157,26 @@ def cost_ratio(
     """Cost of ``arm`` over that of ``baseline`` at the baseline's loss at the cost ``reference``.
 
     The interval is the jackknife's: t of the log ratios that are left when each seed, in both arms
-    and in the target, is left out. Source: Miller 1974. Raises ValueError for a reference that is
-    none of the baseline's costs, or unequal numbers of seeds.
+    and in the target, is left out. Source: Miller 1974. Its low end is that of the arm's best
+    setting, its high end that of the baseline's, as far as the regret of their searches goes.
+    Raises ValueError for a reference that is none of the baseline's costs, or unequal numbers of
+    seeds.
     """
+    known = not (math.isnan(arm.regret) or math.isnan(baseline.regret))
+    found = _cost_ratio(arm, baseline, reference, method, confidence)
+    low, high = found.low, found.high
+    if arm.regret > 0 and not math.isnan(low):
+        other = _cost_ratio(arm.at_best(), baseline, reference, method, confidence)
+        low = 0.0 if math.isnan(other.low) else min(low, other.low)
+    if baseline.regret > 0 and not math.isnan(high):
+        other = _cost_ratio(arm, baseline.at_best(), reference, method, confidence)
+        high = math.inf if math.isnan(other.high) else max(high, other.high)
+    return dataclasses.replace(found, low=low, high=high, regret_known=known)
+
+
+def _cost_ratio(
+    arm: Budgets, baseline: Budgets, reference: float, method: Method, confidence: float
+) -> CostRatio:
     at = np.flatnonzero(np.isclose(baseline.costs, reference))
     if not len(at):
         raise ValueError(f"reference is {reference:g}; legal: {baseline.costs.tolist()}")

@@ -39,6 +39,14 @@ class Plan:
     extensions: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What a search chose, and how much worse than the best it may be (NaN: not measured)."""
+
+    values: Mapping[str, float]
+    regret: float
+
+
 def next_trials(search: Search, finished: Sequence[Trial], arm: str = "") -> list[dict[str, float]]:
     """Settings to train now, in parallel if there are several; none when the search is done.
 
@@ -58,6 +66,31 @@ def best(search: Search, finished: Sequence[Trial]) -> Trial:
             f"all {len(finished)} trials of {', '.join(search.space)} diverged; search lower values"
         )
     return min(sound, key=lambda trial: (trial.loss, _key(trial.values)))
+
+
+def finalists(search: Search, finished: Sequence[Trial]) -> list[dict[str, float]]:
+    """The settings to train again: the best of the finite trials, best first."""
+    sound = [trial for trial in finished if math.isfinite(trial.loss)]
+    ranked = sorted(sound, key=lambda trial: (trial.loss, _key(trial.values)))
+    return [dict(trial.values) for trial in ranked[: search.finalists]]
+
+
+def choose(search: Search, finished: Sequence[Trial], repeated: Sequence[Trial]) -> Choice:
+    """The finalist of the lowest mean loss, and how far the next one lies above it.
+
+    ``repeated``: every finalist with every further seed. The trials themselves do not count for the
+    mean: a finalist was picked by its trial, so that was lucky. Without repeats, or with one
+    finalist whose runs did not diverge, the regret is NaN. Raises ValueError as `best` does.
+    """
+    losses: dict[Values, list[float]] = {}
+    for trial in repeated:
+        losses.setdefault(_key(trial.values), []).append(trial.loss)
+    means = sorted((sum(found) / len(found), values) for values, found in losses.items())
+    sound = [(mean, values) for mean, values in means if math.isfinite(mean)]
+    if not sound:
+        return Choice(values=best(search, finished).values, regret=math.nan)
+    regret = sound[1][0] - sound[0][0] if len(sound) > 1 else math.nan
+    return Choice(values=dict(sound[0][1]), regret=regret)
 
 
 def at_edge(

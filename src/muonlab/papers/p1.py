@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import OptimizerConfig, RunConfig
-from muonlab.lab.arms import complete_seeds, mean
+from muonlab.lab.arms import complete_seeds, mean, regret
 from muonlab.lab.cost import model_flops
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.lab.rules import judge_interval
@@ -212,13 +212,18 @@ def _costs(
         f"optimizer's included (by a fitted power law {percent_of(ratio(flops, 'fit'))}), "
         f"{percent_of(ratio(updates))} of its tokens and "
         f"{percent_of(ratio(seconds)) if timed else 'an unknown share'} of its time"
+        f"{'' if whole.regret_known else ', regret of the searches not measured'}"
     )
 
 
 def _budgets(frame: pd.DataFrame, optimizer: str, costs: list[float]) -> Budgets:
     rows = frame.loc[frame["optimizer"] == optimizer, :]
     losses = rows.pivot_table(index="seed", columns="budget", values="val/loss", dropna=False)
-    return Budgets(costs=np.array(costs), losses=losses.to_numpy(dtype=float))
+    return Budgets(
+        costs=np.array(costs),
+        losses=losses.to_numpy(dtype=float),
+        regret=regret(frame, _arm(optimizer, 1.0)),
+    )
 
 
 def _updates(configs: dict[str, RunConfig], optimizer: str) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.lab.arms import complete_seeds
+from muonlab.lab.arms import complete_seeds, regret
 from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
 from muonlab.lab.statistics import trend
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
@@ -112,12 +112,14 @@ def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int
     elif last.low > 1:
         verdict = "refuted"
     text = ", ".join(f"{percent_of(found)} at {size} sequences" for size, found in ratios.items())
+    known = all(found.regret_known for found in ratios.values())
+    lost = "" if known else "; regret of the searches not measured"
     return Verdict(
         claim="P1-batch",
         verdict=verdict,
         sentence=f"Tokens that Muon takes to AdamW's final loss, of AdamW's, at {scale} scale: "
         f"{text} an update; slope over the batch size {rising.slope:+.2f} "
-        f"[{rising.low:+.2f}, {rising.high:+.2f}] (n = {len(seeds)} seeds).",
+        f"[{rising.low:+.2f}, {rising.high:+.2f}] (n = {len(seeds)} seeds{lost}).",
         paper="data efficiency is kept at large batch sizes",
         ours=text,
     )
@@ -129,7 +131,11 @@ def _budgets(
     losses = [
         [_loss(frame, _arm(optimizer, size, budget), seed) for budget in BUDGETS] for seed in seeds
     ]
-    return Budgets(costs=np.array(costs, dtype=float), losses=np.array(losses, dtype=float))
+    return Budgets(
+        costs=np.array(costs, dtype=float),
+        losses=np.array(losses, dtype=float),
+        regret=regret(frame, _arm(optimizer, size, 1.0)),
+    )
 
 
 def _loss(frame: pd.DataFrame, arm: str, seed: int) -> float:

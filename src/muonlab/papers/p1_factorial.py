@@ -11,10 +11,10 @@ import math
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.lab.arms import Pair, compare, values
+from muonlab.lab.arms import Pair, compare, regret, values
 from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict, VerdictName
-from muonlab.lab.rules import judge_interval
-from muonlab.lab.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm
+from muonlab.lab.rules import judge_interval, regret_text
+from muonlab.lab.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm, scaled
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
@@ -96,13 +96,14 @@ def _perplexity_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
     }
     change = found["dense.total"]
     texts = [f"{_change(difference)} against {name}" for name, difference in found.items()]
+    lost = "".join(f"; {said}" for said in (regret_text(change),) if said)
     return Verdict(
         claim="P1-mla-moe-ppl",
         verdict=judge_interval(
             math.expm1(change.low), math.expm1(change.high), nothing=0, claimed=CLAIMED
         ),
         sentence=f"Perplexity of MLA + MoE + Muon at {scale} scale, every arm tuned: "
-        f"{'; '.join(texts)} with MHSA and AdamW (n = {change.num_pairs} seeds).",
+        f"{'; '.join(texts)} with MHSA and AdamW (n = {change.num_pairs} seeds{lost}).",
         paper="8 to 12 % better",
         ours=texts[0],
     )
@@ -123,10 +124,12 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
     together, less the logs of what each brings. A contrast of signs is 1/2 of it for two factors,
     1/4 for three.
     """
-    losses = {
-        cell: values(frame, "-".join(names[side] for names, side in zip(LEVELS, cell, strict=True)))
+    arms = {
+        cell: "-".join(names[side] for names, side in zip(LEVELS, cell, strict=True))
         for cell in itertools.product((0, 1), repeat=len(LEVELS))
     }
+    losses = {cell: values(frame, arm) for cell, arm in arms.items()}
+    regrets = {cell: regret(frame, arm) for cell, arm in arms.items()}
     seeds = sorted(set.intersection(*(set(found.index) for found in losses.values())))
     if len(seeds) < 2:
         return Verdict(
@@ -138,8 +141,8 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         cell: [math.exp(loss) for loss in found.loc[seeds]] for cell, found in losses.items()
     }
     effects = {
-        name: _times(effect, 2 ** name.count("×"))
-        for name, effect in factorial_effects(perplexities, FACTORS).items()
+        name: scaled(effect, 2 ** name.count("×"))
+        for name, effect in factorial_effects(perplexities, FACTORS, regrets).items()
     }
     interactions = {name: effect for name, effect in effects.items() if "×" in name}
     corrected = holm([effect.p for effect in interactions.values()])
@@ -148,6 +151,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         verdict = "refuted"
     elif all(max(-e.low, e.high) < EQUIVALENCE_MARGIN for e in interactions.values()):
         verdict = "reproduced"
+    lost = "".join(f"; {said}" for said in (regret_text(effects[FACTORS[0]]),) if said)
     texts = [
         f"{name} {effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]"
         for name, effect in effects.items()
@@ -156,13 +160,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         claim="P1-multiplicative",
         verdict=verdict,
         sentence=f"Effects on the log of the perplexity at {scale} scale: {'; '.join(texts)} nats "
-        f"(n = {len(seeds)} seeds). Gains multiply where the products' effects are 0.",
+        f"(n = {len(seeds)} seeds{lost}). Gains multiply where the products' effects are 0.",
         paper="the gains multiply",
         ours="; ".join(text for text in texts if "×" in text),
-    )
-
-
-def _times(effect: Difference, factor: int) -> Difference:
-    return dataclasses.replace(
-        effect, mean=factor * effect.mean, low=factor * effect.low, high=factor * effect.high
     )

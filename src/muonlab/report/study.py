@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from muonlab.lab.arms import regret
 from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import read_record
 from muonlab.lab.record import command
@@ -239,6 +240,21 @@ def _doubts(results: StudyResults) -> list[str]:
         notices.append(
             f"Training times of an arm's seeds differ by up to {apart:.1f}×: the machine had other "
             "work, so times do not compare. Losses do not depend on it."
+        )
+    unknown = [
+        str(arm)
+        for arm, losses in frame.groupby("arm", sort=False)["val/loss"]
+        if losses.notna().any() and math.isnan(regret(frame, str(arm)))
+    ]
+    if unknown:
+        notices.append(
+            f"{', '.join(unknown)}: the regret of the search was not measured, so intervals hold "
+            "the scatter of seeds alone; how well these arms were tuned is outside them."
+        )
+    if followers := [arm.name for arm in results.study.arms if arm.tuned_as]:
+        notices.append(
+            f"{', '.join(followers)}: tuned as another arm, whose regret they share; what their "
+            "own optimum would gain is not measured."
         )
     for arm, sides in results.edges.items():
         places = ", ".join(f"{field} at its {side} end" for field, side in sides.items())

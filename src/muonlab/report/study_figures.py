@@ -121,13 +121,18 @@ def search_figures(
             key = f"tuned/{field}"
             lost = [f"{row[key]:.3g}" for row in tried if math.isinf(row["loss"])]
             diverged = f"Diverged at {', '.join(lost)}. " if lost else ""
-            points = {"trials": shown, "chosen": [row for row in shown if row["chosen"]]}
+            points = {
+                "trials": [row for row in shown if row["kind"] == "trial"],
+                "repeats": [row for row in shown if row["kind"] == "repeat"],
+                "chosen": [row for row in shown if row["chosen"] and row["kind"] == "trial"],
+            }
             yield CurveFigure(
                 name=f"search-{arm.name}-{field}",
                 title=f"{arm.name}: search of {field}",
                 x_label=field,
                 y_label=measure_column(arm.search.measure).heading.lower(),
-                caption=f"Dotted: the edges of the range searched. {diverged}",
+                caption="Dotted: the edges of the range searched. Repeats: the best trials again, "
+                f"with other seeds; their mean chooses. {diverged}",
                 curves=[
                     _trials_curve(name, rows, key, arm.search.seed)
                     for name, rows in points.items()

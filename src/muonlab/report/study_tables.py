@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from muonlab.lab.arms import Pair, contrasts
 from muonlab.lab.experiment import Arm, Comparison, Study
 from muonlab.lab.statistics import (
     EQUIVALENCE_MARGIN,
+    Difference,
     Interval,
     bootstrap_interval,
     corrected,
@@ -162,19 +164,20 @@ def paired(frame: pd.DataFrame, comparison: Comparison) -> np.ndarray:
 def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
     """Every comparison with both intervals, its p corrected over the table, and what it says."""
     made = [c for c in study.comparisons if c.measure in frame]
-    found = corrected([mean_difference(paired(frame, comparison)) for comparison in made])
+    found = corrected([contrasts(frame, [Pair.of(c)], c.measure)[0] for c in made])
     rows = []
     for comparison, difference in zip(made, found, strict=True):
         p = difference.corrected_p
         differences = paired(frame, comparison)
         is_loss = comparison.measure.endswith("/loss")
-        same = equivalence_p(differences) if is_loss else math.nan
+        same = equivalence_p(difference) if is_loss else math.nan
         rows.append(
             {
                 "comparison": f"{comparison.arm} − {comparison.baseline}",
                 "measure": measure_column(comparison.measure).heading,
                 "mean": difference.mean,
                 "t": interval_text(Interval(low=difference.low, high=difference.high)),
+                "regret": _regret(difference),
                 "bootstrap": interval_text(bootstrap_interval(differences)),
                 "p": p_text(difference.p),
                 "holm": p_text(p),
@@ -186,16 +189,19 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
         )
     return Table(
         name="comparisons",
-        caption="Arm minus baseline, paired by seed. p: paired t test (Wilcoxon's where a run "
-        "diverged), corrected after Holm over this table; TOST: below .05, the losses are equal "
-        f"within ±{EQUIVALENCE_MARGIN} nats.",
+        caption="Arm minus baseline, paired by seed. Regret: what the settings of arm and "
+        "baseline may be worse than the best ones of their searches; interval and p contain it. "
+        "The bootstrap does not. p: paired t test (Wilcoxon's where a run diverged), corrected "
+        "after Holm over this table; TOST: below .05, the losses are equal within "
+        f"±{EQUIVALENCE_MARGIN} nats.",
         frame=pd.DataFrame(rows),
         columns=(
             Column(key="comparison", heading="Comparison"),
             Column(key="measure", heading="Measure"),
             Column(key="reading", heading="Reading"),
             Column(key="mean", heading="Difference", digits=4),
-            Column(key="t", heading="95 % t interval"),
+            Column(key="t", heading="95 % interval"),
+            Column(key="regret", heading="Regret (nats)"),
             Column(key="bootstrap", heading="95 % bootstrap"),
             Column(key="p", heading="p"),
             Column(key="holm", heading="p (Holm)"),
@@ -203,6 +209,14 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
             Column(key="n", heading="Pairs"),
             Column(key="paper", heading="Paper's", digits=4),
         ),
+    )
+
+
+def _regret(difference: Difference) -> str:
+    if not any(difference.regret):
+        return "not tuned"
+    return " and ".join(
+        "not measured" if math.isnan(lost) else f"{lost:.4f}" for lost in difference.regret
     )
 
 
@@ -240,11 +254,14 @@ def trials_table(trials: pd.DataFrame) -> Table:
         frame[key] = [f"{value:.3g}" if value == value else "" for value in trials[key]]
     return Table(
         name="trials",
-        caption="Every trial of every search; inf: it diverged.",
+        caption="Every trial of every search, and the best ones again with other seeds, whose "
+        "mean chooses; inf: it diverged.",
         frame=frame,
         columns=(
             ARM,
             *(Column(key=str(key), heading=str(key).removeprefix("tuned/")) for key in fields),
+            Column(key="kind", heading="Run"),
+            Column(key="seed", heading="Seed"),
             Column(key="loss", heading="Loss (nats/token)", digits=4),
             Column(key="status", heading="Status"),
             Column(key="chosen", heading="Chosen"),
