@@ -9,7 +9,7 @@ import pytest
 
 from muonlab.config import from_json, to_json
 from muonlab.data import LeakyWindowSplit
-from muonlab.lab.arms import Pair
+from muonlab.lab.arms import Pair, contrasts
 from muonlab.lab.experiment import SCALES, Measurement, Scale, Study
 from muonlab.lab.rules import judge_difference, judge_interval
 from muonlab.papers import EXPERIMENTS
@@ -194,6 +194,26 @@ def test_a_size_is_judged_by_its_interval():
     unsure = sure | {"a": (2.63, 60), "b": (3.0, -10)}
     found = judged(unsure)
     assert found.verdict == "direction only"
+
+
+def test_arms_that_are_compared_share_their_scatter():
+    """Three pairs alone do not tell 0.02 nats; with the scatter of all arms they do."""
+    noise = np.array(list(itertools.permutations((-0.004, 0.0, 0.005))))
+    arms = [f"arm{index}" for index in range(6)]
+    rows = [
+        {"arm": arm, "seed": seed, "val/loss": 3 - 0.03 * (arm == "arm0") + noise[index, seed]}
+        for index, arm in enumerate(arms)
+        for seed in range(3)
+    ]
+    pairs = [Pair(arm="arm0", baseline=arm) for arm in arms[1:]]
+    alone = [contrasts(pd.DataFrame(rows), [pair])[0] for pair in pairs]
+    together = contrasts(pd.DataFrame(rows), pairs)
+    assert all(found.pooled for found in together)
+    assert not any(found.pooled for found in alone)
+    widths = [[found.high - found.low for found in each] for each in (alone, together)]
+    assert np.median(widths[1]) < 0.8 * np.median(widths[0])
+    rows[0]["val/loss"] += 1
+    assert not any(found.pooled for found in contrasts(pd.DataFrame(rows), pairs)), "not alike"
 
 
 def test_what_a_search_may_have_lost_is_part_of_the_verdict():

