@@ -94,7 +94,7 @@ def mean_difference(differences: ArrayLike, *, confidence: float = 0.95) -> Diff
     """The same from the differences themselves."""
     everything = np.asarray(differences, dtype=float)
     values = everything[~np.isnan(everything)]
-    counts = {
+    counts: dict[str, Any] = {
         "num_pairs": len(values),
         "num_diverged": int(np.isinf(values).sum()),
         "num_missing": len(everything) - len(values),

@@ -129,7 +129,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         for cell in itertools.product((0, 1), repeat=len(LEVELS))
     }
     losses = {cell: values(frame, arm) for cell, arm in arms.items()}
-    regrets = {cell: regret(frame, arm) for cell, arm in arms.items()}
+    regrets: dict[tuple[int, ...], float] = {cell: regret(frame, arm) for cell, arm in arms.items()}
     seeds = sorted(set.intersection(*(set(found.index) for found in losses.values())))
     if len(seeds) < 2:
         return Verdict(

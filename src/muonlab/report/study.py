@@ -243,8 +243,8 @@ def _doubts(results: StudyResults) -> list[str]:
         )
     unknown = [
         str(arm)
-        for arm, losses in frame.groupby("arm", sort=False)["val/loss"]
-        if losses.notna().any() and math.isnan(regret(frame, str(arm)))
+        for arm in frame.dropna(subset=["val/loss"])["arm"].unique()
+        if math.isnan(regret(frame, str(arm)))
     ]
     if unknown:
         notices.append(
