@@ -2,10 +2,12 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from on_device import working_on
 from tiny_runs import TINY, MakeConfig, Train, directories, write_text
 
 from muonlab.cli import run
@@ -41,6 +43,16 @@ def _same_threads():
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The CPU, and the GPU where there is one: the test runs once on each."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """The test works on that device: see ``tests/on_device.py``."""
+    if device.type == "cpu":
+        yield
+        return
+    with working_on(device):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from on_device import placed
 from torch import Tensor
 
 from muonlab.model.attention import MLAConfig
 from muonlab.model.attention.absorbed_mla import AbsorbedMLA
 from muonlab.model.attention.mla import MLA
 from muonlab.model.cache import Chunk
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 DIM = 24
 CONFIG = MLAConfig(num_heads=3, kv_rank=10, rope_dim=4)
@@ -16,7 +19,7 @@ CONFIG = MLAConfig(num_heads=3, kv_rank=10, rope_dim=4)
 def build(dtype: torch.dtype = torch.float64) -> tuple[MLA, AbsorbedMLA]:
     """Both forms, with weights of size one so that nothing hides."""
     torch.manual_seed(0)
-    module = CONFIG.build(DIM, 64, 1e-6, 0.0).to(dtype).eval().requires_grad_(False)
+    module = placed(CONFIG.build(DIM, 64, 1e-6, 0.0)).to(dtype).eval().requires_grad_(False)
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape)
         parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else noise / DIM**0.5)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_device import placed
 from torch import Tensor
 
 from muonlab.model import ModelConfig
@@ -27,7 +28,10 @@ from muonlab.model.attention import (
 from muonlab.model.cache import Chunk
 from muonlab.model.ffn import DenseConfig
 
-pytestmark = pytest.mark.filterwarnings("ignore:attention kind mhla is not causal")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:attention kind mhla is not causal"),
+    pytest.mark.usefixtures("on_device"),
+]
 
 DIM, T = 16, 23
 DEFAULTS = [config() for config in get_args(get_args(AttentionConfig)[0])]
@@ -60,7 +64,7 @@ def width(config: AttentionConfig) -> int:
 
 def build(config: AttentionConfig, dtype: torch.dtype = torch.float64, max_length: int = 64) -> Any:
     """The module in evaluation mode, with weights of size one so that nothing hides."""
-    module = config.build(width(config), max_length, 1e-6, 0.0).to(dtype).eval()
+    module = placed(config.build(width(config), max_length, 1e-6, 0.0)).to(dtype).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -127,9 +131,9 @@ EDGES = (63, 64, 65, 127, 128, 129, 256, 299)
 
 
 @every_causal
-def test_causal_beyond_a_block_and_a_chunk(config: AttentionConfig, device: torch.device):
-    module = build(config, torch.float32, LONG).to(device)
-    x = tokens(config, 1, LONG).to(device, torch.float32).requires_grad_()
+def test_causal_beyond_a_block_and_a_chunk(config: AttentionConfig):
+    module = build(config, torch.float32, LONG)
+    x = tokens(config, 1, LONG).to(torch.float32).requires_grad_()
     out = module(x)
     for edge in EDGES:
         changed = x.detach().clone()
@@ -142,9 +146,9 @@ def test_causal_beyond_a_block_and_a_chunk(config: AttentionConfig, device: torc
 
 
 @every_other
-def test_the_control_leaks_beyond_a_block(config: AttentionConfig, device: torch.device):
-    module = build(config, torch.float32, LONG).to(device)
-    x = tokens(config, 1, LONG).to(device, torch.float32)
+def test_the_control_leaks_beyond_a_block(config: AttentionConfig):
+    module = build(config, torch.float32, LONG)
+    x = tokens(config, 1, LONG).to(torch.float32)
     changed = x.clone()
     changed[:, 256:] = torch.randn_like(changed[:, 256:]) * 3
     assert (module(changed) - module(x))[:, :256].abs().amax() > 1e-3
@@ -320,10 +324,11 @@ def trained_on_noise(config: AttentionConfig) -> tuple[float, float]:
     A model that sees only the past cannot do better than ln V, whatever it does.
     """
     V, batch, length = 64, 64, 12
-    model = ModelConfig(
+    model_config = ModelConfig(
         vocab_size=V, dim=32, num_layers=2, max_length=length, attention=config,
         ffn=DenseConfig(hidden_dim=64),
-    ).build(0)  # fmt: skip
+    )  # fmt: skip
+    model = placed(model_config.build(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
     for _ in range(80):
@@ -365,7 +370,7 @@ def test_whole_model_decodes_like_its_full_pass(config: AttentionConfig):
     model_config = ModelConfig(
         vocab_size=31, dim=width(config), num_layers=2, max_length=64, attention=config
     )
-    model = model_config.build(0).eval()
+    model = placed(model_config.build(0)).eval()
     sequence = torch.randint(31, (2, 30))
     state = model.new_state(2, 30)
     assert state.num_bytes() == account(model_config, batch=2, length=30).state_bytes

@@ -5,17 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import placed
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
 from muonlab.model.attention.latents import NO_MASS, Latents, means_of_earlier, sum_of_earlier
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 DIM, HEADS = 16, 2
 
 
 def build(config: CausalMHLAConfig) -> Any:
-    module = config.build(DIM, 64, 1e-6, 0.0).double()
+    module = placed(config.build(DIM, 64, 1e-6, 0.0)).double()
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -87,7 +90,7 @@ def test_equals_the_equations_with_gradients(length: int):
 def test_one_chunk_is_full_attention():
     config = CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=32)
     module = build(config)
-    full: Any = MHSAConfig(num_heads=HEADS).build(DIM, 64, 1e-6, 0.0).double()
+    full: Any = placed(MHSAConfig(num_heads=HEADS).build(DIM, 64, 1e-6, 0.0)).double()
     full.qkv.weight, full.out.weight = module.qkv.weight, module.out.weight
     x = torch.randn(2, 30, DIM, dtype=torch.float64)
     torch.testing.assert_close(module(x), full(x), rtol=1e-10, atol=1e-10)
@@ -126,9 +129,9 @@ def test_sharp_latents_of_repeated_tokens_are_full_attention_without_positions(
 
 
 def test_dropout_drops_weights_with_matching_gradients():
-    module = CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6).build(DIM, 64, 1e-6, 0.3)
-    module.double()
-    reference = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6))
+    config = CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6)
+    module = placed(config.build(DIM, 64, 1e-6, 0.3)).double()
+    reference = build(config)
     module.load_state_dict(reference.state_dict())
     x = torch.randn(1, 14, DIM, dtype=torch.float64, requires_grad=True)
 

@@ -7,6 +7,8 @@ from muonlab.model import sizes
 from muonlab.model.attention.softmax import causal_attention
 from muonlab.model.dropout import Dropout, dropout_mask
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 BLOCK = sizes.CPU.attention_block
 
 

@@ -2,17 +2,20 @@
 
 import pytest
 import torch
+from on_device import placed
 from torch.nn import functional
 
 from muonlab.model.attention.rotary import Rotary
 from muonlab.model.ffn import Activation, DenseConfig
 from muonlab.model.layers import Linear, RMSNorm
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def test_rms_norm_equals_torch_with_gradients():
     torch.manual_seed(0)
     x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
-    norm = RMSNorm(8, eps=1e-6).double()
+    norm = placed(RMSNorm(8, eps=1e-6)).double()
     torch.nn.init.normal_(norm.weight)
     expected = functional.rms_norm(x, (8,), norm.weight, 1e-6)
     torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
@@ -27,7 +30,7 @@ def test_rms_norm_equals_torch_with_gradients():
 
 
 def test_linear_computes_in_the_dtype_of_its_input_and_keeps_fp32_weights():
-    layer = Linear(8, 4)
+    layer = placed(Linear(8, 4))
     out = layer(torch.randn(3, 8, dtype=torch.bfloat16))
     out.sum().backward()
     assert out.dtype == torch.bfloat16
@@ -48,7 +51,7 @@ def complex_rotation(x: torch.Tensor, positions: torch.Tensor, base: float) -> t
 
 def test_rotary_equals_complex_rotation():
     x = torch.randn(2, 7, 3, 8, dtype=torch.float64)
-    rotary = Rotary(8, 16, 100.0)
+    rotary = placed(Rotary(8, 16, 100.0))
     expected = complex_rotation(x, torch.arange(7).expand(2, 7), 100.0).transpose(1, 2)
     torch.testing.assert_close(rotary(x), expected, rtol=1e-5, atol=1e-6)
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [9, 8, 15, 3, 3, 0, 1]])
@@ -58,7 +61,7 @@ def test_rotary_equals_complex_rotation():
 
 def test_rotary_gradient_is_the_inverse_rotation():
     x = torch.randn(1, 5, 2, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(Rotary(4, 8, 100.0), (x,))
+    assert torch.autograd.gradcheck(placed(Rotary(4, 8, 100.0)), (x,))
 
 
 ACTIVATIONS = {
@@ -75,7 +78,7 @@ ACTIVATIONS = {
 def test_feed_forward_equals_the_formula(activation: Activation, gated: bool):
     torch.manual_seed(0)
     config = DenseConfig(hidden_dim=12, activation=activation, gated=gated)
-    layer = config.build(8, 0.0, 0).double()
+    layer = placed(config.build(8, 0.0, 0)).double()
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
     hidden = x @ layer.expand.weight.T
     act = ACTIVATIONS[activation]

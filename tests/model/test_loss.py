@@ -9,6 +9,8 @@ from torch.nn import functional
 from muonlab.model import sizes
 from muonlab.model.loss import IGNORED, cross_entropy, score_tokens
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch):
@@ -17,13 +19,12 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sizes, name, small)
 
 
-def inputs(num_tokens: int, ignored: list[int], device: torch.device | str = "cpu"):
+def inputs(num_tokens: int, ignored: list[int]):
     generator = torch.Generator().manual_seed(num_tokens)
     hidden = torch.randn(num_tokens, 6, generator=generator, dtype=torch.float64)
     weight = torch.randn(11, 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(0, 11, (num_tokens,), generator=generator)
     targets[ignored] = IGNORED
-    hidden, weight, targets = (x.to(device) for x in (hidden, weight, targets))
     return hidden.requires_grad_(), weight.requires_grad_(), targets
 
 
@@ -32,8 +33,8 @@ def inputs(num_tokens: int, ignored: list[int], device: torch.device | str = "cp
     ("num_tokens", "ignored"),
     [(1, []), (7, [2]), (8, []), (9, [8]), (24, [0, 7, 8, 15]), (29, list(range(8, 16)))],
 )
-def test_value_and_gradients_equal_torch(num_tokens: int, ignored: list[int], device: torch.device):
-    hidden, weight, targets = inputs(num_tokens, ignored, device)
+def test_value_and_gradients_equal_torch(num_tokens: int, ignored: list[int]):
+    hidden, weight, targets = inputs(num_tokens, ignored)
     actual = cross_entropy(hidden, weight, targets)
     expected = functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORED)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)

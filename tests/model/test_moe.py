@@ -6,12 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from on_device import here, placed
 from torch import Tensor
 
 from muonlab.model import sizes
 from muonlab.model.ffn import ACTIVATIONS
 from muonlab.model.grouped import assign_slots, combine, dispatch, grouped_linear
 from muonlab.model.moe import MoE, MoEConfig, router_statistics
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 DIM = 6
 
@@ -20,7 +23,7 @@ def build(config: MoEConfig, seed: int = 0) -> MoE:
     generator = torch.Generator().manual_seed(seed)
     layer = config.build(DIM, 0.0, config.every - 1)
     assert isinstance(layer, MoE)
-    layer.double()
+    placed(layer).double()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
@@ -136,7 +139,8 @@ def test_grouped_products_equal_a_loop_even_with_idle_experts(
     gates = torch.rand(num_tokens, top_k, generator=generator, dtype=torch.float64)
     gates.requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sizes, "CPU", chosen)
+        for name in ("CPU", "GPU"):
+            patch.setattr(sizes, name, chosen)
         slots = assign_slots(expert_of, num_experts)
     block = chosen.slot_block(num_tokens * top_k // num_experts)
     assert (slots.ends % block == 0).all()
@@ -203,7 +207,7 @@ def test_router_noise_is_reproducible_and_only_in_training():
     x = torch.randn(50, DIM, dtype=torch.float64)
 
     def noisy(seed: int) -> Tensor:
-        return layer(x, torch.Generator().manual_seed(seed))[0]
+        return layer(x, torch.Generator(here()).manual_seed(seed))[0]
 
     global_state = torch.get_rng_state()
     assert torch.equal(noisy(1), noisy(1))

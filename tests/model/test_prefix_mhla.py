@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import placed
 from torch import Tensor
 
 from muonlab.model.attention import PrefixMHLAConfig, prefix_mhla
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 DIM, HEADS = 16, 2
 
@@ -34,7 +37,8 @@ def naive(module: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 14])
 def test_equals_the_equations_with_gradients(length: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prefix_mhla, "CHUNK", 4)
-    module = PrefixMHLAConfig(num_heads=HEADS, num_latents=5).build(DIM, 64, 1e-6, 0.0).double()
+    config = PrefixMHLAConfig(num_heads=HEADS, num_latents=5)
+    module = placed(config.build(DIM, 64, 1e-6, 0.0)).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.4)
     x = torch.randn(length, DIM, dtype=torch.float64, requires_grad=True)

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from on_device import placed
 from torch.nn import functional
 
 from muonlab.model import ModelConfig
 from muonlab.model.attention import MHSAConfig
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 V = 37
 
@@ -28,7 +31,7 @@ def tiny(**options) -> ModelConfig:
 
 def sharp(config: ModelConfig, seed: int = 0):
     """A model whose outputs depend strongly on its inputs."""
-    model = config.build(seed)
+    model = placed(config.build(seed))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -101,9 +104,9 @@ def test_no_router_lets_the_future_in(gate, balancing, training: bool):
     torch.testing.assert_close(model.logits(tokens[order]), before[order], rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_reach_every_parameter(device: torch.device):
-    model = sharp(tiny()).to(device)
-    tokens, targets = torch.randint(V, (2, 4, 32), device=device)
+def test_gradients_reach_every_parameter():
+    model = sharp(tiny())
+    tokens, targets = torch.randint(V, (2, 4, 32))
     model(tokens, targets).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -112,7 +115,7 @@ def test_gradients_reach_every_parameter(device: torch.device):
 
 
 def test_bf16_stays_near_fp32():
-    model = tiny().build(0)
+    model = placed(tiny().build(0))
     tokens, targets = torch.randint(V, (2, 4, 32))
     expected = model(tokens, targets).loss
     model.compute_dtype = torch.bfloat16
@@ -128,9 +131,9 @@ def test_dropout_acts_in_training_only():
 
 
 def test_embedding_scale_and_tied_head():
-    model = tiny(scale_embedding=True).build(0)
+    model = placed(tiny(scale_embedding=True).build(0))
     assert model.head.weight is model.embedding.weight
-    plain = tiny().build(0)
+    plain = placed(tiny().build(0))
     tokens = torch.randint(V, (1, 4))
     seen = []
     for each in (model, plain):
@@ -159,7 +162,7 @@ def test_decoding_ragged_prompts_equals_the_full_pass():
 
 
 def test_a_full_state_refuses_more_tokens():
-    model = tiny().build(0)
+    model = placed(tiny().build(0))
     state = model.new_state(1, 4)
     model.decode(torch.zeros(1, 3, dtype=torch.long), state)
     with pytest.raises(ValueError, match="5 tokens do not fit the decoding state of 4"):

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from on_device import placed
 from torch import Tensor
 
 from muonlab.model import LanguageModel, ModelConfig
@@ -12,6 +13,8 @@ from muonlab.model.ffn import DenseConfig, FeedForward
 from muonlab.model.moe import MoE, MoEConfig
 
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 V, D, T = 61, 32, 19
 SHAPES = {
@@ -33,7 +36,7 @@ def spread(model: LanguageModel) -> LanguageModel:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
-    return model.eval()
+    return placed(model).eval()
 
 
 def common_weights(model: LanguageModel) -> dict[str, Tensor]:
@@ -62,6 +65,7 @@ def mhsa_weights(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def their_logits(theirs, state: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    placed(theirs)
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not missing
     assert not unexpected

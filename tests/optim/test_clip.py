@@ -9,6 +9,8 @@ from made_parameters import assert_equal_parameters, clones, gradient_of, mixed,
 from muonlab.optim import Muon, NonfiniteGradientError
 from muonlab.optim.gradients import Sweep
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def all_gradients(params):
     return torch.cat([gradient_of(p).flatten() for p in params])
@@ -83,8 +85,8 @@ def test_a_gradient_that_is_not_finite_shows_in_the_norm_and_is_left_alone(bad):
     torch.testing.assert_close(all_gradients(params), before, rtol=0, atol=0, equal_nan=True)
 
 
-def test_half_precision_gradients_are_measured_in_fp32(device):
-    p = torch.nn.Parameter(torch.zeros(100, 100, dtype=torch.float16, device=device))
+def test_half_precision_gradients_are_measured_in_fp32():
+    p = torch.nn.Parameter(torch.zeros(100, 100, dtype=torch.float16))
     p.grad = torch.full_like(p, 60.0)  # the sum of squares is out of range, the norm is not
     assert mixed()[1].clip_()["norm"] == 0  # no gradient at all
     assert Muon([p]).clip_()["norm"].item() == pytest.approx(6000.0)

@@ -4,6 +4,8 @@ from torch import nn
 
 from muonlab.optim import Muon
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def test_diagnostics_equal_their_definitions():
     torch.manual_seed(0)

@@ -14,7 +14,10 @@ from torch import nn
 
 from muonlab.optim import Muon, orthogonalise
 
-pytestmark = pytest.mark.filterwarnings("ignore::muonlab.optim.SlowDtypeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::muonlab.optim.SlowDtypeWarning"),
+    pytest.mark.usefixtures("on_device"),
+]
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

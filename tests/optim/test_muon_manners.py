@@ -13,9 +13,12 @@ from made_parameters import (
     parameters,
     set_gradients,
 )
+from on_device import here
 from torch import nn
 
 from muonlab.optim import Muon, NonfiniteGradientError
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 
 def test_parameters_without_gradient_are_untouched():
@@ -77,7 +80,7 @@ def test_a_tensor_learning_rate_equals_a_number():
 def test_under_grad_scaler():
     model = nn.Linear(4, 4, bias=False)
     muon = Muon(model.parameters(), lr=0.05)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler = torch.amp.GradScaler(here().type, init_scale=2.0**10)
     before = model.weight.detach().clone()
     loss = model(torch.randn(8, 4)).square().mean()
     scaler.scale(loss).backward()

@@ -8,6 +8,8 @@ from made_parameters import assert_equal_parameters, clones, mixed, parameters, 
 
 from muonlab.optim import Muon
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 @pytest.mark.parametrize(
     "options", [{}, {"second_moment": "normuon"}, {"second_moment": "adamuon"}]

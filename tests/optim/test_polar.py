@@ -13,6 +13,8 @@ from muonlab.optim.polar import (
 )
 from muonlab.optim.schedules import resolve_schedule, scalar_map
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 SCHEDULES = ["keller5", "you5", "polar_express", "deepseek_v4"]
 SHAPES = {"wide": (1, 24, 96), "tall": (1, 96, 24), "square": (1, 32, 32), "batched": (3, 20, 28)}
 

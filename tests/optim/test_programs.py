@@ -17,9 +17,12 @@ from made_parameters import (
     parameters,
     set_gradients,
 )
+from on_device import here
 from torch import nn
 
 from muonlab.optim import Muon, build_groups
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 # -- copies ---------------------------------------------------------------------------------------
 
@@ -173,20 +176,20 @@ def test_the_default_device_does_not_matter():
     set_gradients(0, params)
     with torch.device("meta"):
         muon.step()
-    assert {v.device.type for state in muon.state.values() for v in state.values()} == {"cpu"}
+    assert {v.device.type for state in muon.state.values() for v in state.values()} == {here().type}
 
 
 # -- layouts of memory ----------------------------------------------------------------------------
 
 
-def test_a_convolution_made_channels_last_after_construction(device):
-    conv, plain = nn.Conv2d(4, 6, 3, device=device), nn.Conv2d(4, 6, 3, device=device)
+def test_a_convolution_made_channels_last_after_construction():
+    conv, plain = nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
     plain.load_state_dict(conv.state_dict())
     ours, reference = (Muon(build_groups(m), lr=0.1, dtype="fp32") for m in (conv, plain))
     for step in range(4):
         if step == 2:  # also with a momentum that was made before
             conv.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        images = torch.randn(2, 4, 8, 8, device=device)
+        images = torch.randn(2, 4, 8, 8)
         for model, optimizer in ((conv, ours), (plain, reference)):
             optimizer.zero_grad()
             model(images).square().mean().backward()
@@ -261,13 +264,13 @@ class Mixed(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_convolutions_recurrent_layers_and_empty_parameters(dtype, device):
+def test_convolutions_recurrent_layers_and_empty_parameters(dtype):
     torch.manual_seed(0)
-    model = Mixed().to(device, dtype)
+    model = Mixed().to(dtype)
     muon = Muon(build_groups(model, roles={"empty": "hidden"}), lr=0.05, weight_decay=0.0)
     placed = {n: g["algorithm"] for g in muon.param_groups for n in g["param_names"]}
     assert placed["line.weight"] == placed["recurrent.weight_hh_l0"] == placed["empty"] == "muon"
-    x = torch.randn(16, 3, device=device, dtype=dtype)
+    x = torch.randn(16, 3, dtype=dtype)
     losses = []
     for _ in range(10):
         muon.zero_grad()

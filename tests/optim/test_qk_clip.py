@@ -5,6 +5,8 @@ import torch
 
 from muonlab.optim.qk_clip import clip_heads_
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 
 def test_grouped_heads_are_clipped_exactly():
     torch.manual_seed(0)

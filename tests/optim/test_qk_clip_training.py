@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from on_device import placed
 from tiny_runs import MakeConfig, assert_same, train_in
 
 from muonlab.config import ConfigError
 from muonlab.data import TokenData
 from muonlab.model.attention.softmax import causal_attention
 from muonlab.optim.qk_clip import QKClip
+
+pytestmark = pytest.mark.usefixtures("on_device")
 
 ATTENTIONS = {
     "mhsa": (),
@@ -39,7 +42,7 @@ def test_after_clipping_no_logit_of_the_same_batch_is_above_the_threshold(
     make_config: MakeConfig, attention: str
 ) -> None:
     config = make_config("model.num_layers=1", "model.init_std=0.3", *ATTENTIONS[attention])
-    model = config.model.build(0)
+    model = placed(config.model.build(0))
     tokens = torch.randint(300, (2, 4, 32), generator=torch.Generator().manual_seed(0))
 
     def recorded() -> torch.Tensor:
