@@ -11,7 +11,7 @@ import torch
 from muonlab import machine
 from muonlab.config import ConfigError, RunConfig, stream_seed
 from muonlab.custom_optimizer import AnyOptimizer, weights_to_evaluate, weights_to_train
-from muonlab.data import TokenData
+from muonlab.data import SplitName, TokenData
 from muonlab.errors import FailedRunError
 from muonlab.evaluate import evaluate
 from muonlab.manifest import changes_since, manifest, peak_memory_bytes
@@ -36,11 +36,13 @@ def train(
     *,
     device: torch.device | None = None,
     progress: bool = True,
+    read_test: bool = False,
 ) -> dict[str, Any]:
     """Train ``config`` in ``run``, from its newest checkpoint if it has one; returns the summary.
 
     On the same machine with the same number of threads, an interrupted and resumed run ends in the
     same weights, bit for bit: batches, dropout and router noise are functions of seed and step.
+    ``read_test``: the summary also holds the whole test split's ``test/loss``, ``test/accuracy`` ….
     Raises `InterruptedRun` after SIGINT, SIGTERM or SIGHUP (a checkpoint is written first),
     `NonfiniteLossError`, and `RunError` where the directory cannot be written.
     """
@@ -90,16 +92,19 @@ def train(
             with weights_to_evaluate(optimizer):
                 run.save_checkpoint(step, model, optimizer, state, settings.keep_checkpoints)
 
-        def validate() -> dict[str, float]:
+        def measure(split: SplitName) -> dict[str, float]:
             with weights_to_evaluate(optimizer):
                 return evaluate(
                     model,
                     data,
-                    "validation",
+                    split,
                     batch_size=settings.micro_batch_size or settings.batch_size,
                     sequence_length=settings.sequence_length,
-                    max_batches=settings.evaluate_batches,
+                    max_batches=settings.evaluate_batches if split == "validation" else None,
                 )
+
+        def validate() -> dict[str, float]:
+            return measure("validation")
 
         sample = make_sampler(config, model, data.tokenizer) if settings.sample_every else None
 
@@ -161,6 +166,9 @@ def train(
             "finished": now(),
             **state.final,
         }
+        if read_test:
+            tested = measure("test")
+            summary |= {name: tested[name] for name in tested if name.startswith("test/")}
         run.finish(summary)
     return summary
 

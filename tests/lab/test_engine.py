@@ -5,23 +5,26 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 from tiny_studies import LEARNING_RATE, arm, judge, study_of, written
 
+import muonlab.train
 from muonlab.config import RunConfig, override
-from muonlab.data import TokenData
+from muonlab.data import SplitName, TokenData
 from muonlab.lab import engine
 from muonlab.lab.engine import FailedRunsError, Resources, run_measurement, run_study
 from muonlab.lab.executors import Executor
 from muonlab.lab.experiment import Context, Measurement, Study
 from muonlab.lab.plan import Job, Plan, folder
 from muonlab.lab.record import status
-from muonlab.lab.results import StudyResults
+from muonlab.lab.results import StudyResults, with_headline
 from muonlab.lab.results import judge as judge_study
 from muonlab.lab.worker import Options, Reply, make_run, record_failure
+from muonlab.model import LanguageModel
 from muonlab.runs import RunDirectory, RunError
 from muonlab.train import train
 
@@ -52,7 +55,9 @@ class InThisProcess:
 
     def wait(self, seconds: float) -> list[tuple[Job, Reply]]:
         jobs, self._jobs = self._jobs, []
-        return [(job, make_run(job.config, self._options)) for job in jobs]
+        return [
+            (job, make_run(job.config, self._options, read_test=job.reads_test)) for job in jobs
+        ]
 
     def stop(self) -> None:
         pass
@@ -155,6 +160,35 @@ def test_searches_come_first_and_tune_the_test_runs(
     (folder(study, root) / "study.json").unlink()
     make(study)
     assert written(root) == before
+
+
+def test_the_test_split_is_read_once_by_each_test_run_after_every_choice(
+    config: RunConfig, root: Path, make: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[tuple[str, int]] = []
+    whole = muonlab.train.evaluate
+
+    def spy(model: LanguageModel, data: TokenData, split: SplitName, **how: Any):
+        seen.append((split, data.num_tokens(split)))
+        return whole(model, data, split, **how)
+
+    monkeypatch.setattr(muonlab.train, "evaluate", spy)
+    study = study_of(arm("plain", config), arm("muon", config, search=LEARNING_RATE), seeds=(0,))
+    make(study)
+    splits = [split for split, _ in seen]
+    assert splits.count("test") == 2, "one for each test run"
+    first = splits.index("test")
+    assert splits[:first].count("validation") >= 2 * LEARNING_RATE.total_runs, "every search first"
+    results = StudyResults(study, root)
+    for _, trial in results.trials.iterrows():
+        assert not any(
+            key.startswith("test/") for key in RunDirectory(Path(trial["run"])).summary()
+        )
+    frame = results.frame
+    assert set(frame["split"]) == {"test"}
+    assert list(frame["loss"]) == list(frame["test/loss"]) != list(frame["val/loss"])
+    make(study)
+    assert len(seen) == len(splits), "never again"
 
 
 def test_a_seed_is_done_in_all_arms_before_the_next(config: RunConfig, root: Path):
@@ -320,3 +354,19 @@ def test_resources_out_of_range():
         Resources(workers=0)
     with pytest.raises(ValueError, match="threads is 0; it must be at least 1"):
         Resources(threads=0)
+
+
+def test_two_splits_are_never_compared():
+    rows = [
+        {"arm": arm, "protocol": "honest", "status": "finished", "val/loss": 3.0, "test/loss": loss}
+        for arm, loss in (("a", 2.9), ("b", 2.8))
+    ]
+    assert list(with_headline(pd.DataFrame(rows))["loss"]) == [2.9, 2.8]
+    rows[1]["test/loss"] = math.nan  # a run of before: it has not read it
+    mixed = with_headline(pd.DataFrame(rows))
+    assert list(mixed["loss"]) == [3.0, 3.0]
+    assert set(mixed["split"]) == {"validation"}
+    diverged = {"arm": "b", "protocol": "honest", "status": "failed", "val/loss": math.inf}
+    tested = with_headline(pd.DataFrame([rows[0], diverged]))
+    assert list(tested["loss"]) == [2.9, math.inf]
+    assert set(tested["split"]) == {"test"}

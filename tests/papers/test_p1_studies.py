@@ -25,7 +25,7 @@ def frame_of(study, loss):
         for seed in study.seeds:
             value = loss(arm.labels, arm.config, seed)
             status = "finished" if math.isfinite(value) else "failed"
-            row = {"arm": arm.name, "seed": seed, "status": status, "val/loss": value}
+            row = {"arm": arm.name, "seed": seed, "status": status, "loss": value}
             rows.append(row | dict(arm.labels))
     return pd.DataFrame(rows)
 
@@ -94,7 +94,7 @@ def test_stability_counts_what_diverges_over_the_largest_rates(unstable, expecte
 def test_a_run_that_ended_by_an_error_is_not_stable():
     study = study_of("p1-stability")
     frame = frame_of(study, lambda labels, config, seed: 3.0)
-    frame.loc[0, "val/loss"] = math.nan
+    frame.loc[0, "loss"] = math.nan
     (verdict,) = study.judge(frame)
     assert verdict.verdict == "inconclusive"
     assert "1 of 112 runs" in verdict.sentence
@@ -166,7 +166,7 @@ def test_fifteen_components_change_one_thing_each():
 
     frame = frame_of(study, loss)
     noise = np.random.default_rng(0).normal(0, 0.01, len(frame))
-    frame["val/loss"] += noise - 0.5 * frame["arm"].isin(surely_lower)
+    frame["loss"] += noise - 0.5 * frame["arm"].isin(surely_lower)
     (verdict,) = study.judge(frame)
     assert verdict.verdict == "measured, nothing claimed"
     for name in surely_lower:

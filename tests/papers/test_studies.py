@@ -31,7 +31,7 @@ def frame_of(study, loss, *, seeds=None):
             "seed": seed,
             "protocol": arm.protocol,
             "status": "finished",
-            "val/loss": loss(arm, seed),
+            "loss": loss(arm, seed),
             "steady_seconds": math.nan,
             "peak_memory_bytes": 1e8 * arm.labels.get("length", 0),
             **arm.labels,
@@ -39,7 +39,7 @@ def frame_of(study, loss, *, seeds=None):
         for arm in study.arms
         for seed in (study.seeds if seeds is None else seeds)
     ]
-    figures = ["val/loss", "steady_seconds", "peak_memory_bytes"]
+    figures = ["loss", "steady_seconds", "peak_memory_bytes"]
     columns = ["arm", "seed", "protocol", "status", *figures]
     labels = dict.fromkeys(label for arm in study.arms for label in arm.labels)
     return pd.DataFrame(rows, columns=[*columns, *labels])
@@ -114,7 +114,7 @@ def judged(losses, paper=-0.1, changed=None, family=(PUBLISHED, HONEST), regrets
             "arm": arm,
             "seed": seed,
             "status": "finished",
-            "val/loss": (changed or {}).get((arm, seed), loss + 0.001 * seed * slope),
+            "loss": (changed or {}).get((arm, seed), loss + 0.001 * seed * slope),
             "tuned/optimizer.lr": 0.01 if arm in (regrets or {}) else math.nan,
             "regret": (regrets or {}).get(arm, 0.0),
         }
@@ -201,7 +201,7 @@ def test_arms_that_are_compared_share_their_scatter():
     noise = np.array(list(itertools.permutations((-0.004, 0.0, 0.005))))
     arms = [f"arm{index}" for index in range(6)]
     rows = [
-        {"arm": arm, "seed": seed, "val/loss": 3 - 0.03 * (arm == "arm0") + noise[index, seed]}
+        {"arm": arm, "seed": seed, "loss": 3 - 0.03 * (arm == "arm0") + noise[index, seed]}
         for index, arm in enumerate(arms)
         for seed in range(3)
     ]
@@ -212,7 +212,7 @@ def test_arms_that_are_compared_share_their_scatter():
     assert not any(found.pooled for found in alone)
     widths = [[found.high - found.low for found in each] for each in (alone, together)]
     assert np.median(widths[1]) < 0.8 * np.median(widths[0])
-    rows[0]["val/loss"] += 1
+    rows[0]["loss"] += 1
     assert not any(found.pooled for found in contrasts(pd.DataFrame(rows), pairs)), "not alike"
 
 
@@ -348,7 +348,7 @@ def compute_frame(ratio, seeds=range(5)):
         for seed in seeds:
             row = {"arm": arm.name, "seed": seed, "status": "finished", **arm.labels}
             loss = 2.5 + 30 / steps**0.6 + 0.01 * seed + 0.002 * rng.standard_normal()
-            rows.append(row | {"val/loss": loss, "steady_seconds": 0.1 * arm.config.train.steps})
+            rows.append(row | {"loss": loss, "steady_seconds": 0.1 * arm.config.train.steps})
     return study, pd.DataFrame(rows)
 
 
@@ -367,11 +367,11 @@ def test_the_cost_of_reaching_the_baselines_loss_is_found(ratio, expected):
 def test_the_headline_is_against_the_better_adamw():
     study, frame = compute_frame(0.38)
     better = frame["optimizer"].isin(["adamw-groups", "muon-groups"])
-    frame.loc[better, "val/loss"] -= 0.3
+    frame.loc[better, "loss"] -= 0.3
     (verdict,) = study.judge(frame)
     assert verdict.sentence.endswith("Judged by adamw-groups, the better AdamW.")
     assert verdict.verdict == "reproduced"
-    frame.loc[frame["optimizer"] == "muon-groups", "val/loss"] = math.nan
+    frame.loc[frame["optimizer"] == "muon-groups", "loss"] = math.nan
     (verdict,) = study.judge(frame)
     assert verdict.verdict == "inconclusive", "a Muon of one rate is no match for two"
     assert "muon-groups against adamw-groups: 0 seeds" in verdict.sentence
@@ -382,12 +382,12 @@ def test_the_headline_survives_divergence():
     for optimizer in ("adamw", "muon"):
         lost = frame.copy()
         budget = (lost["optimizer"] == optimizer) & (lost["budget"] == 0.25)
-        lost.loc[budget, ["val/loss", "steady_seconds"]] = math.inf, math.nan
+        lost.loc[budget, ["loss", "steady_seconds"]] = math.inf, math.nan
         (verdict,) = study.judge(lost)
         assert verdict.verdict != "inconclusive", "budgets on both sides of the target remain"
         assert "by a fitted power law an unknown share (runs diverged)" in verdict.sentence
         assert "an unknown share of its time" in verdict.sentence
-    frame["val/loss"], frame["steady_seconds"] = math.inf, math.nan
+    frame["loss"], frame["steady_seconds"] = math.inf, math.nan
     assert study.judge(frame)[0].verdict == "inconclusive"
 
 
@@ -395,5 +395,5 @@ def test_compute_needs_two_seeds_with_all_their_runs():
     study, frame = compute_frame(0.5, seeds=range(2))
     assert study.judge(frame)[0].verdict != "inconclusive"
     cut = (frame["seed"] == 1) & (frame["budget"] == 0.25)
-    frame.loc[cut, "val/loss"] = math.nan  # missing, or ended by an error
+    frame.loc[cut, "loss"] = math.nan  # missing, or ended by an error
     assert study.judge(frame)[0].verdict == "inconclusive"

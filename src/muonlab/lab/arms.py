@@ -31,19 +31,19 @@ class Pair:
         return cls(arm=comparison.arm, baseline=comparison.baseline)
 
 
-def values(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> pd.Series:
+def values(frame: pd.DataFrame, arm: str, measure: str = "loss") -> pd.Series:
     """A measure of an arm's finished or diverged runs, by seed."""
     found = frame.loc[frame["arm"] == arm, ["seed", measure]].dropna()
     return pd.Series(found[measure].to_numpy(dtype=float), index=found["seed"])
 
 
-def mean(frame: pd.DataFrame, arm: str, measure: str = "val/loss") -> float:
+def mean(frame: pd.DataFrame, arm: str, measure: str = "loss") -> float:
     found = values(frame, arm, measure)
     return float(found.mean()) if len(found) else math.nan
 
 
 def paired_values(
-    frame: pd.DataFrame, pair: Pair, measure: str = "val/loss"
+    frame: pd.DataFrame, pair: Pair, measure: str = "loss"
 ) -> tuple[Numbers, Numbers]:
     """Of ``arm`` and of ``baseline``, a value for every seed that both have."""
     arm, baseline = (values(frame, name, measure) for name in (pair.arm, pair.baseline))
@@ -52,7 +52,7 @@ def paired_values(
 
 
 def compare(
-    frame: pd.DataFrame, pair: Pair, family: Sequence[Pair] = (), measure: str = "val/loss"
+    frame: pd.DataFrame, pair: Pair, family: Sequence[Pair] = (), measure: str = "loss"
 ) -> Difference:
     """``arm`` minus ``baseline`` over the seeds that both have, as `contrasts` says.
 
@@ -63,7 +63,7 @@ def compare(
 
 
 def contrasts(
-    frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "val/loss"
+    frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "loss"
 ) -> list[Difference]:
     """Every pair's difference, with the regret of the searches that tuned its arms.
 
@@ -76,7 +76,7 @@ def contrasts(
     for pair in pairs:
         difference = paired_difference(*paired_values(frame, pair, measure))
         difference = with_pool(difference, pools.get(pair.arm))
-        if measure.endswith("/loss"):
+        if is_loss(measure):
             difference = with_regret(
                 difference, regret(frame, pair.arm), regret(frame, pair.baseline)
             )
@@ -84,7 +84,7 @@ def contrasts(
     return found
 
 
-def pools_of(frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "val/loss") -> list[Pool]:
+def pools_of(frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "loss") -> list[Pool]:
     """The variances of each group of compared arms, where every arm has the same seeds."""
     groups: list[set[str]] = []
     for pair in pairs:
@@ -99,6 +99,11 @@ def pools_of(frame: pd.DataFrame, pairs: Sequence[Pair], measure: str = "val/los
     return [pool for pool in pools if pool is not None]
 
 
+def is_loss(measure: str) -> bool:
+    """``loss``, or one of its splits."""
+    return measure.rpartition("/")[2] == "loss"
+
+
 def regret(frame: pd.DataFrame, arm: str) -> float:
     """What the search that tuned an arm may have lost; 0 if none did, NaN if it is not known."""
     rows = frame.loc[frame["arm"] == arm, :]
@@ -108,12 +113,12 @@ def regret(frame: pd.DataFrame, arm: str) -> float:
     return float(rows["regret"].iloc[0]) if "regret" in rows else math.nan
 
 
-def pairs_of(comparisons: Sequence[Comparison], measure: str = "val/loss") -> list[Pair]:
+def pairs_of(comparisons: Sequence[Comparison], measure: str = "loss") -> list[Pair]:
     """The comparisons of a study in that measure: the family that its p-values belong to."""
     return [Pair.of(comparison) for comparison in comparisons if comparison.measure == measure]
 
 
 def complete_seeds(frame: pd.DataFrame) -> list[int]:
     """The seeds of which every run has finished or diverged; an error is neither."""
-    cut = set(frame.loc[frame["val/loss"].isna(), "seed"])
+    cut = set(frame.loc[frame["loss"].isna(), "seed"])
     return [seed for seed in frame["seed"].unique() if seed not in cut]

@@ -104,7 +104,8 @@ class _Worker:
         self.job = job
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):  # it died: the listener tells
-            self._process.stdin.write(json.dumps(to_dict(job.config)) + "\n")
+            order = {"config": to_dict(job.config), "read_test": job.reads_test}
+            self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
 
     def close(self) -> None:
@@ -148,7 +149,7 @@ class RayExecutor:
         self._running: dict[Any, Job] = {}
 
     def start(self, job: Job) -> None:
-        self._running[self._task.remote(job.config, self._options)] = job
+        self._running[self._task.remote(job.config, self._options, job.reads_test)] = job
 
     def wait(self, seconds: float) -> list[tuple[Job, Reply]]:
         done, _ = self._ray.wait(list(self._running), timeout=seconds)
@@ -170,11 +171,11 @@ class RayExecutor:
             return Reply(status="lost", message=str(error).splitlines()[0])
 
 
-def _make_run_on_ray(config: RunConfig, options: Options) -> Reply:
+def _make_run_on_ray(config: RunConfig, options: Options, read_test: bool) -> Reply:
     import torch
 
     torch.set_num_threads(options.threads)
-    return make_run(config, options)
+    return make_run(config, options, read_test=read_test)
 
 
 @contextlib.contextmanager

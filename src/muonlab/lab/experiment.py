@@ -126,7 +126,7 @@ class Comparison:
 
     arm: str
     baseline: str
-    measure: str = "val/loss"
+    measure: str = "loss"
     paper: float | None = None
 
 
@@ -198,8 +198,9 @@ class Verdict:
 class Study:
     """An experiment made of training runs: every arm with every seed.
 
-    ``judge`` reads the finished runs (a row each: ``arm``, ``seed``, ``protocol``, the labels, and
-    every figure of the run's summary) and returns a verdict per claim. It is called when each arm
+    ``judge`` reads the finished runs (a row each: ``arm``, ``seed``, ``protocol``, the labels,
+    ``loss``, and every figure of the run's summary) and returns a verdict per claim. ``loss`` is of
+    the test split wherever the runs have read it. It is called when each arm
     that it needs may still lack runs, and says so instead of guessing.
     """
 
@@ -212,7 +213,7 @@ class Study:
     judge: Callable[[pd.DataFrame], list[Verdict]]
     comparisons: tuple[Comparison, ...] = ()
     paper: tuple[PaperRow, ...] = ()
-    measures: tuple[str, ...] = ("val/loss", "val/accuracy", "val/perplexity", "steady_seconds")
+    measures: tuple[str, ...] = ("loss", "val/accuracy", "val/perplexity", "steady_seconds")
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -33,6 +33,11 @@ class Job:
     path: Path
 
     @property
+    def reads_test(self) -> bool:
+        """Whether the run ends with the test split. No run of a search sees it."""
+        return self.kind == "test"
+
+    @property
     def label(self) -> str:
         if self.kind == "test":
             return f"{self.arm} seed {self.config.seed}"
@@ -119,9 +124,13 @@ class Plan:
         self._outcomes[job.fingerprint] = outcome
 
     def to_do(self) -> list[Job]:
-        """Runs that can be made now, each fingerprint once."""
-        open_jobs = (job for job in self.jobs if self.outcome(job) is None)
-        return list({job.fingerprint: job for job in open_jobs}.values())
+        """Runs that can be made now, each fingerprint once.
+
+        Test runs wait for all searches that can go on: the test split is read after every choice.
+        """
+        open_jobs = [job for job in self.jobs if self.outcome(job) is None]
+        choices = [job for job in open_jobs if job.kind != "test"]
+        return list({job.fingerprint: job for job in choices or open_jobs}.values())
 
     def unnamed(self) -> list[Arm]:
         """The arm of every run that waits for others: later trials, tests of arms in tuning."""

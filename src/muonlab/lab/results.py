@@ -30,7 +30,8 @@ class StudyResults:
 
         Columns: arm, seed, protocol, status (finished, failed or missing), error, run (its
         directory, "" if missing), the arm's labels, ``tuned/<field>``, ``regret`` (of the search
-        that tuned it, 0 without one, NaN where it was not measured), every figure of the
+        that tuned it, 0 without one, NaN where it was not measured), ``loss`` and ``split`` (see
+        `with_headline`), every figure of the
         summaries, and ``steady_seconds``: updates times the median update, which a machine that
         was busy or paused for a while does not change. A run that diverged has failed with an
         infinite ``val/loss``; any other failure has no figures.
@@ -43,7 +44,7 @@ class StudyResults:
         for figure in ("val/loss", "steady_seconds"):
             if figure not in frame:  # nothing has finished
                 frame[figure] = math.nan
-        return frame
+        return with_headline(frame)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -142,8 +143,10 @@ class StudyResults:
         if outcome.status != "finished":
             row["val/loss"] = math.nan if outcome.status == "error" else math.inf
             return row | {"status": "failed"}
-        if not math.isfinite(row.get("val/loss", math.inf)):
-            row["val/loss"] = math.inf
+        for loss in ("val/loss", "test/loss"):
+            if loss in row and not math.isfinite(row[loss]):
+                row[loss] = math.inf
+        row.setdefault("val/loss", math.inf)
         rows = self._metrics(outcome.path)
         steps = [row["train/step_seconds"] for row in rows if "train/step_seconds" in row]
         row["steady_seconds"] = len(steps) * statistics.median(steps) if steps else math.nan
@@ -157,6 +160,25 @@ class StudyResults:
             except RunError:
                 self._rows[path] = []
         return self._rows[path]
+
+
+def with_headline(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with ``loss``, which verdicts rest on, and ``split``, which it is of.
+
+    That is the test split for all arms of a protocol whose finished runs have each read it, else
+    the validation split: two splits are never compared. A diverged run's loss is infinite.
+    """
+    frame = frame.assign(loss=frame["val/loss"], split="validation")
+    if "test/loss" not in frame:
+        return frame
+    finished = frame["status"] == "finished"
+    for protocol in frame.loc[finished, "protocol"].unique():
+        rows = finished & (frame["protocol"] == protocol)
+        losses = frame.loc[rows, "test/loss"]
+        if losses.notna().all():
+            frame.loc[rows, "loss"] = losses
+            frame.loc[frame["protocol"] == protocol, "split"] = "test"
+    return frame
 
 
 def _hopeless(search: SearchState) -> bool:

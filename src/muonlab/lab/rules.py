@@ -40,7 +40,7 @@ def judge_difference(
     honest: Pair,
     paper: float,
     family: Sequence[Pair],
-    measure: str = "val/loss",
+    measure: str = "loss",
 ) -> Verdict:
     """Whether ``arm`` is lower by about the relative amount ``paper`` (negative: lower).
 

@@ -1,6 +1,8 @@
 """Making one run of a study, and the process that makes many of them one after another.
 
-    python -m muonlab.lab.worker OPTIONS      reads a run's config a line, answers a reply a line
+    python -m muonlab.lab.worker OPTIONS      reads an order a line, answers a reply a line
+
+An order is a run's config, and whether it ends with the test split.
 
 The end of its input is the only order to stop: it comes from an engine that closes the pipe, and
 from one that was killed. A training run then writes a checkpoint and can be resumed.
@@ -25,8 +27,8 @@ import filelock
 import torch
 
 from muonlab import allocator
-from muonlab.config import RunConfig, from_json
-from muonlab.data import DataConfig, TokenData
+from muonlab.config import RunConfig, from_dict
+from muonlab.data import DataConfig, DocumentSplit, TokenData
 from muonlab.errors import InterruptedRun
 from muonlab.runs import RunBusyError, RunDirectory, RunError, now, write_whole
 from muonlab.train import NonfiniteLossError, train
@@ -52,8 +54,12 @@ class Reply:
     notes: list[str] = field(default_factory=list)
 
 
-def make_run(config: RunConfig, options: Options) -> Reply:
-    """Train one run to its end, from its checkpoint if it has one; never raises for its failure."""
+def make_run(config: RunConfig, options: Options, *, read_test: bool = False) -> Reply:
+    """Train one run to its end, from its checkpoint if it has one; never raises for its failure.
+
+    ``read_test``: at its end it reads the test split, if there is one. What it finds is written
+    with the summary, and a run with a summary is never made again: that is the only time.
+    """
     run = RunDirectory.place(Path(options.root), config)
     notes: list[str] = []
     try:
@@ -67,7 +73,7 @@ def make_run(config: RunConfig, options: Options) -> Reply:
                     continue
                 if (run.path / "summary.json").exists():
                     return Reply(status="finished", message="another process has made it")
-                train(config, run, data, progress=False)
+                train(config, run, data, progress=False, read_test=read_test and has_test(data))
                 return Reply(status="finished", notes=notes)
     except RunBusyError:
         return Reply(status="busy")
@@ -76,6 +82,11 @@ def make_run(config: RunConfig, options: Options) -> Reply:
     except Exception as error:  # whatever ends this run must not end the others
         record_failure(run.path, error)
         return Reply(status="failed", message=_first_line(error), notes=notes)
+
+
+def has_test(data: TokenData) -> bool:
+    """Whether the data keep text apart that neither trains nor validates."""
+    return isinstance(data.split, DocumentSplit) and data.num_tokens("test") > 1
 
 
 def find_damage(run: RunDirectory, config: RunConfig, data: TokenData) -> str:
@@ -132,9 +143,10 @@ def serve(options: Options) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     while request := requests.get():
-        config = from_json(request)
+        order = json.loads(request)
         forget_peak_memory()
-        replies.write(json.dumps(asdict(make_run(config, options))) + "\n")
+        reply = make_run(from_dict(order["config"]), options, read_test=order["read_test"])
+        replies.write(json.dumps(asdict(reply)) + "\n")
         replies.flush()
 
 

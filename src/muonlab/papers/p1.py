@@ -218,7 +218,7 @@ def _costs(
 
 def _budgets(frame: pd.DataFrame, optimizer: str, costs: list[float]) -> Budgets:
     rows = frame.loc[frame["optimizer"] == optimizer, :]
-    losses = rows.pivot_table(index="seed", columns="budget", values="val/loss", dropna=False)
+    losses = rows.pivot_table(index="seed", columns="budget", values="loss", dropna=False)
     return Budgets(
         costs=np.array(costs),
         losses=losses.to_numpy(dtype=float),

@@ -139,7 +139,7 @@ def _budgets(
 
 
 def _loss(frame: pd.DataFrame, arm: str, seed: int) -> float:
-    return float(frame.loc[(frame["arm"] == arm) & (frame["seed"] == seed), "val/loss"].iloc[0])
+    return float(frame.loc[(frame["arm"] == arm) & (frame["seed"] == seed), "loss"].iloc[0])
 
 
 def _ratio(muon: Budgets, adamw: Budgets) -> CostRatio:

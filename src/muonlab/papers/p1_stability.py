@@ -70,7 +70,7 @@ def _stability_verdict(frame: pd.DataFrame, scale: Scale, guess: float, wanted: 
     both optimizers' shares of unstable runs overlap, as they do where nothing fails: a test that
     no run failed could not have failed itself. Else refuted where Muon's share is the larger,
     reproduced where none of its runs is unstable, and direction only where some are."""
-    if unknown := wanted - len(frame["val/loss"].dropna()):
+    if unknown := wanted - len(frame["loss"].dropna()):
         return Verdict(
             claim="P1-stability",
             verdict="inconclusive",
@@ -79,7 +79,7 @@ def _stability_verdict(frame: pd.DataFrame, scale: Scale, guess: float, wanted: 
     texts, counts, shares = {}, {}, {}
     for name in CENTRES:
         losses = np.array(
-            [row["val/loss"] for row in frame.to_dict("records") if row["optimizer"] == name],
+            [row["loss"] for row in frame.to_dict("records") if row["optimizer"] == name],
             dtype=float,
         )
         counts[name] = int((losses > guess).sum())

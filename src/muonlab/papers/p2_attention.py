@@ -81,7 +81,7 @@ def table4(scale: Scale) -> Study:
             "P2-T4",
             frame,
             scale,
-            what="validation loss of MHSA against MHLA (not causal) with ReLU",
+            what="loss of MHSA against MHLA (not causal) with ReLU",
             published=Pair(arm="mhsa-relu-published", baseline="mhla-relu-published"),
             honest=Pair(arm="mhsa-relu-honest", baseline="mhla-relu-honest"),
             paper=4.6883 / 4.7078 - 1,
@@ -110,7 +110,7 @@ def table4(scale: Scale) -> Study:
         judge=judge,
         comparisons=comparisons,
         paper=tuple(
-            PaperRow(arm=f"{kind}-{activation}-published", values={"val/loss": loss})
+            PaperRow(arm=f"{kind}-{activation}-published", values={"loss": loss})
             for kind, losses in paper.items()
             for activation, loss in losses.items()
         ),
@@ -236,7 +236,7 @@ def crossover(scale: Scale) -> Study:
             "P2-crossover",
             frame,
             scale,
-            what=f"validation loss of MHLA (published) and causal MHLA (honest) against MHSA "
+            what=f"loss of MHLA (published) and causal MHLA (honest) against MHSA "
             f"after {updates} updates",
             published=Pair(arm="mhla-published", baseline="mhsa-published"),
             honest=Pair(arm="causal.mhla-honest", baseline="mhsa-honest"),
@@ -312,7 +312,7 @@ def latents(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        measures=("val/loss", "steady_seconds", "peak_memory_bytes"),
+        measures=("loss", "steady_seconds", "peak_memory_bytes"),
         comparisons=tuple(
             Comparison(arm=arm.name, baseline=f"mhsa-{arm.labels['length']}-{SHORT[arm.protocol]}")
             for arm in arms

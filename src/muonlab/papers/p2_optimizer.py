@@ -85,7 +85,7 @@ def table1(scale: Scale) -> Study:
                 "P2-T1",
                 frame,
                 scale,
-                what=f"validation loss of Muon against AdamW after {long} updates",
+                what=f"loss of Muon against AdamW after {long} updates",
                 published=Pair(arm=f"muon-{long}-published", baseline=f"adamw-{long}-published"),
                 honest=Pair(arm=f"muon-{long}-honest", baseline=f"adamw-{long}-honest"),
                 paper=-0.132,
@@ -96,7 +96,7 @@ def table1(scale: Scale) -> Study:
     return Study(
         name="p2-table1",
         scale=scale,
-        question="Does Muon reach a lower validation loss than AdamW, and at what cost in time?",
+        question="Does Muon reach a lower loss than AdamW, and at what cost in time?",
         claims=("P2-T1",),
         arms=tuple(arms),
         seeds=SEEDS,
@@ -105,11 +105,11 @@ def table1(scale: Scale) -> Study:
         paper=(
             PaperRow(
                 arm=f"muon-{5 * UPDATES}-published",
-                values={"val/loss": 0.0476, "val/accuracy": 0.9907, "steady_seconds": 798},
+                values={"loss": 0.0476, "val/accuracy": 0.9907, "steady_seconds": 798},
             ),
             PaperRow(
                 arm=f"adamw-{5 * UPDATES}-published",
-                values={"val/loss": 0.0547, "val/accuracy": 0.9881, "steady_seconds": 708},
+                values={"loss": 0.0547, "val/accuracy": 0.9881, "steady_seconds": 708},
             ),
         ),
         notes=(
@@ -176,7 +176,7 @@ def table2(scale: Scale) -> Study:
         paper=tuple(
             PaperRow(
                 arm=f"{name}-published",
-                values={"val/loss": loss, "val/accuracy": accuracy, "steady_seconds": seconds},
+                values={"loss": loss, "val/accuracy": accuracy, "steady_seconds": seconds},
             )
             for name, (loss, accuracy, seconds) in TABLE2.items()
         ),
@@ -263,9 +263,9 @@ def table3(scale: Scale) -> Study:
             if not arm.name.startswith("lr-0.01-")
         ),
         paper=(
-            PaperRow(arm="lr-0.05-published", values={"val/loss": 0.3277}),
-            PaperRow(arm="lr-0.01-published", values={"val/loss": 2.5296}),
-            PaperRow(arm="steps-7-published", values={"val/loss": 2.4955}),
+            PaperRow(arm="lr-0.05-published", values={"loss": 0.3277}),
+            PaperRow(arm="lr-0.01-published", values={"loss": 2.5296}),
+            PaperRow(arm="steps-7-published", values={"loss": 2.4955}),
         ),
         notes=(
             "The centre of the grid, lr 0.01, momentum 0.95, 5 steps, is one arm: lr-0.01. "

@@ -32,10 +32,6 @@ from muonlab.report.verdicts import banner, findings_table
 from muonlab.runs import RunError
 
 TIMES_APART = 1.2
-VALIDATION = (
-    "Losses are of the validation split. Where values were tuned, they were chosen on it too, with "
-    "another seed; no study reads a test split."
-)
 
 
 def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
@@ -117,7 +113,12 @@ def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
         Section(title="Runs", items=[runs_table(study, made)] if len(made) else ()),
         Section(
             title="How it was made",
-            text=[*study.notes, VALIDATION, *_origin(study, record), *_runs_origin(results)],
+            text=[
+                *study.notes,
+                splits_text(frame),
+                *_origin(study, record),
+                *_runs_origin(results),
+            ],
         ),
     ]
     return Report(
@@ -184,6 +185,23 @@ def circumstances(results: StudyResults) -> str:
     return (
         f"n = {finished} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
         f"{' / '.join(machines) or 'No machine yet'}."
+    )
+
+
+def splits_text(frame: pd.DataFrame) -> str:
+    """Which splits chose, and which one the losses are of."""
+    tested = sorted(frame.loc[frame["split"] == "test", "protocol"].unique())
+    chosen = "Searches choose on the validation split, with seeds that no test run has."
+    others = "Curves, accuracy and perplexity are of the validation split."
+    if not tested:
+        return (
+            f"{chosen} The losses are of the validation split too: not all of these runs have read "
+            "a test split."
+        )
+    which = " and ".join(PROTOCOLS[protocol] for protocol in tested)
+    return (
+        f"{chosen} The losses of the arms that are {which} are of the test split. Each of their "
+        f"runs read it once, at its end, after every search had chosen. {others}"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from muonlab.lab.arms import Pair, contrasts
+from muonlab.lab.arms import Pair, contrasts, is_loss
 from muonlab.lab.experiment import Arm, Comparison, Study
 from muonlab.lab.statistics import (
     ALIKE,
@@ -27,6 +27,7 @@ from muonlab.report.content import (
 )
 
 STUDY_MEASURES = (
+    Column(key="loss", heading="Loss (nats/token)", digits=4, better="lower"),
     Column(key="steady_seconds", heading="Training time (s)", digits=1),
     Column(
         key="peak_memory_bytes", heading="Peak memory (MB)", digits=0, scale=1e-6, better="lower"
@@ -177,8 +178,7 @@ def comparisons_table(study: Study, frame: pd.DataFrame) -> Table:
     for comparison, difference in zip(made, found, strict=True):
         p = difference.corrected_p
         differences = paired(frame, comparison)
-        is_loss = comparison.measure.endswith("/loss")
-        same = equivalence_p(difference) if is_loss else math.nan
+        same = equivalence_p(difference) if is_loss(comparison.measure) else math.nan
         rows.append(
             {
                 "comparison": f"{comparison.arm} − {comparison.baseline}",
