@@ -180,10 +180,8 @@ def test_the_test_split_is_read_once_by_each_test_run_after_every_choice(
     first = splits.index("test")
     assert splits[:first].count("validation") >= 2 * LEARNING_RATE.total_runs, "every search first"
     results = StudyResults(study, root)
-    for _, trial in results.trials.iterrows():
-        assert not any(
-            key.startswith("test/") for key in RunDirectory(Path(trial["run"])).summary()
-        )
+    for trial in results.trials["run"].tolist():
+        assert not any(key.startswith("test/") for key in RunDirectory(Path(trial)).summary())
     frame = results.frame
     assert set(frame["split"]) == {"test"}
     assert list(frame["loss"]) == list(frame["test/loss"]) != list(frame["val/loss"])

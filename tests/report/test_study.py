@@ -111,6 +111,24 @@ def test_a_regret_that_was_not_measured_is_said(tmp_path: Path) -> None:
     assert row["Regret (nats)"] == "not measured and not measured"
 
 
+def test_what_counting_comes_to_stands_in_table_figure_and_notice(tmp_path: Path) -> None:
+    study = invented_study()
+    make_runs(study, tmp_path)
+    keys = {arm.config.data.cache_key() for arm in study.arms}
+    losses = {"validation": {"unigram": 6.2, "bigram": 5.3}}
+    counts = json.dumps(dict.fromkeys(keys, losses))
+    (tmp_path / "invented.nano" / "counts.json").write_text(counts)
+    report = report_of(study, tmp_path)
+    arms = tables(report)["arms"]
+    assert arms["counts of pairs (bigram)"]["Loss (nats/token)"] == "5.3000"
+    assert arms["counts of single tokens (unigram)"]["Runs"] == "counted"
+    figure = next(f for f in report.figures if f.name == "values")
+    assert isinstance(figure, IntervalFigure)
+    assert set(figure.limits) == {6.2, 5.3}
+    assert figure.values["counts of pairs (bigram), honest"] == [5.3]
+    assert any("no better than counting" in notice for notice in report.notices)
+
+
 def test_searches_show_every_trial_the_choice_and_the_edges(whole: Path) -> None:
     report = report_of(invented_study(), whole)
     figure = next(f for f in report.figures if f.name == f"search-muon-{RATE}")

@@ -5,26 +5,65 @@ how often it follows the token before it. A model that is no better than the big
 attention.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from muonlab.data import SplitName, TokenData
+from muonlab.data import DocumentSplit, SplitName, TokenData
+from muonlab.runs import write_whole
 
-Counts = Literal["unigram", "bigram"]
-COUNTS: tuple[Counts, ...] = ("unigram", "bigram")
+FILE = "counts.json"  # in a study's folder: what is counted, by the key of the data
 Tokens = NDArray[np.integer]
+Losses = Mapping[str, Mapping[str, float]]  # split → unigram and bigram
 
 
-def count_losses(data: TokenData, splits: Sequence[SplitName]) -> dict[SplitName, dict[str, float]]:
-    """Cross-entropy of the training split's counts on other splits, nats per token.
+def write_counts(folder: Path, prepared: Mapping[str, TokenData]) -> None:
+    """Count what the study's file does not hold yet; ``prepared``: the key of data → the data."""
+    known = read_counts(folder)
+    new = {key: count_losses(data) for key, data in prepared.items() if key not in known}
+    if new:
+        write_whole(folder / FILE, json.dumps(known | new, indent=2) + "\n")
 
-    Splits without two tokens are left out.
+
+def read_counts(folder: Path) -> dict[str, Losses]:
+    """By the key of the data; nothing where the file is missing or damaged: it is made again."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def with_counts(
+    frame: pd.DataFrame, keys: Mapping[str, str], counts: Mapping[str, Losses]
+) -> pd.DataFrame:
+    """The frame with ``unigram`` and ``bigram``, of the split of each run's loss; NaN: unknown.
+
+    ``keys``: arm → the key of its data.
+    """
+    found = [
+        counts.get(keys[arm], {}).get(split, {})
+        for arm, split in zip(frame["arm"], frame["split"], strict=True)
+    ]
+    return frame.assign(
+        **{kind: [losses.get(kind, np.nan) for losses in found] for kind in ("unigram", "bigram")}
+    )
+
+
+def count_losses(data: TokenData) -> dict[SplitName, dict[str, float]]:
+    """Cross-entropy of the training split's counts on validation and test, nats per token.
+
+    Splits without two tokens are left out. Counting chooses nothing, so it may see the test split.
     """
     train = split_tokens(data, "train")
     losses = {}
+    has_test = isinstance(data.split, DocumentSplit)
+    splits: tuple[SplitName, ...] = ("validation", "test") if has_test else ("validation",)
     for split in splits:
         tokens = split_tokens(data, split)
         if len(tokens) > 1:

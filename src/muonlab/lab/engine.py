@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
 from muonlab.lab.board import Board
+from muonlab.lab.counts import write_counts
 from muonlab.lab.executors import Executor, ExecutorName, open_executor
 from muonlab.lab.experiment import Context, Measurement, Study
 from muonlab.lab.plan import (
@@ -253,9 +254,13 @@ def _finished_manifests(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _prepare_data(plan: Plan, cache_dir: Path | None) -> None:
-    """Build the corpora once, before several workers ask for them. Raises DataError."""
-    for data in {job.config.data.cache_key(): job.config.data for job in plan.to_do()}.values():
-        data.prepare(cache_dir)
+    """Build the corpora once, before several workers ask for them, and count their tokens.
+
+    Raises DataError.
+    """
+    configs = {arm.config.data.cache_key(): arm.config.data for arm in plan.study.arms}
+    prepared = {key: data.prepare(cache_dir) for key, data in configs.items()}
+    write_counts(folder(plan.study, plan.root), prepared)
 
 
 def _sweep(here: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from muonlab.lab.counts import read_counts, with_counts
 from muonlab.lab.experiment import Arm, Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import ALL_DIVERGED, Job, Outcome, Plan, SearchState, folder
 from muonlab.lab.record import ROWS
@@ -31,7 +32,7 @@ class StudyResults:
         Columns: arm, seed, protocol, status (finished, failed or missing), error, run (its
         directory, "" if missing), the arm's labels, ``tuned/<field>``, ``regret`` (of the search
         that tuned it, 0 without one, NaN where it was not measured), ``loss`` and ``split`` (see
-        `with_headline`), every figure of the
+        `with_headline`), ``unigram`` and ``bigram`` (what counting comes to), every figure of the
         summaries, and ``steady_seconds``: updates times the median update, which a machine that
         was busy or paused for a while does not change. A run that diverged has failed with an
         infinite ``val/loss``; any other failure has no figures.
@@ -44,7 +45,9 @@ class StudyResults:
         for figure in ("val/loss", "steady_seconds"):
             if figure not in frame:  # nothing has finished
                 frame[figure] = math.nan
-        return with_headline(frame)
+        keys = {arm.name: arm.config.data.cache_key() for arm in self.study.arms}
+        counts = read_counts(folder(self.study, self._plan.root))
+        return with_counts(with_headline(frame), keys, counts)
 
     @cached_property
     def verdicts(self) -> list[Verdict]:

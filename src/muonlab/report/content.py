@@ -173,7 +173,8 @@ class CurveFigure:
 class IntervalFigure:
     """One number per run: every seed as a point, every arm's mean with its 95 % interval.
 
-    ``zero_line``: the values are differences, and 0 means that there is none.
+    ``zero_line``: the values are differences, and 0 means that there is none. ``limits`` are drawn
+    as upright dotted lines.
     """
 
     name: str
@@ -182,6 +183,7 @@ class IntervalFigure:
     values: Mapping[str, Sequence[float]]  # by arm
     caption: str = ""
     zero_line: bool = False
+    limits: Sequence[float] = ()
 
 
 Figure = CurveFigure | IntervalFigure

@@ -216,6 +216,8 @@ def _draw_end_labels(figure: CurveFigure, axes: Axes, look: _Look) -> None:
 def _draw_intervals(figure: IntervalFigure, axes: Axes, look: _Look) -> None:
     if figure.zero_line:
         axes.axvline(0, color=look.text, linewidth=1)
+    for limit in figure.limits:
+        axes.axvline(limit, color=look.soft, linestyle=":", linewidth=1.2)
     for index, values in enumerate(figure.values.values()):
         colour = look.colours[index % len(COLOURS)]
         middle, half = mean_and_half_width(np.array(values, dtype=float))

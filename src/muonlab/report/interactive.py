@@ -45,6 +45,7 @@ def plotly_figure(figure: Figure, order: Mapping[str, int]) -> dict[str, Any]:
         height = 130 + 34 * len(figure.values)
         y_axis |= {"autorange": "reversed", "type": "category"}
         shapes += [_line("x", 0)] if figure.zero_line else []
+        shapes += [_line("x", limit) for limit in figure.limits]
     x_axis["title"], y_axis["title"] = ({"text": html.escape(label)} for label in labels)
     layout = {
         "height": height,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from muonlab.lab.arms import regret
+from muonlab.lab.arms import mean, regret
 from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import read_record
 from muonlab.lab.record import command
@@ -269,6 +269,17 @@ def _doubts(results: StudyResults) -> list[str]:
             f"{', '.join(unknown)}: the regret of the search was not measured, so intervals hold "
             "the scatter of seeds alone; how well these arms were tuned is outside them."
         )
+    if "bigram" in frame:
+        poor = [
+            arm.name
+            for arm in results.study.arms
+            if mean(frame, arm.name) >= mean(frame, arm.name, "bigram")
+        ]
+        if poor:
+            notices.append(
+                f"{', '.join(poor)}: no better than counting which token follows which; such arms "
+                "say nothing about attention."
+            )
     if followers := [arm.name for arm in results.study.arms if arm.tuned_as]:
         notices.append(
             f"{', '.join(followers)}: tuned as another arm, whose regret they share; what their "

@@ -10,7 +10,13 @@ import pandas as pd
 from muonlab.lab.experiment import Study
 from muonlab.lab.tuning import Box
 from muonlab.report.content import Curve, CurveFigure, Figure, IntervalFigure
-from muonlab.report.study_tables import PROTOCOLS, arm_label, measure_column, paired
+from muonlab.report.study_tables import (
+    PROTOCOLS,
+    arm_label,
+    counted_losses,
+    measure_column,
+    paired,
+)
 
 MIN_LEVELS = 3  # of a label, to be an axis
 LOG_RANGE = 20  # largest over smallest level from which on the axis is logarithmic
@@ -29,6 +35,9 @@ def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
         for comparison in study.comparisons
         if comparison.measure == measure.key and measure.key in frame
     }
+    counted = counted_losses(frame) if measure.key == "loss" else []
+    for label, protocol, loss in counted:
+        arms[f"{label}, {PROTOCOLS[protocol]}"] = [loss]
     wanted = (
         ("values", f"{measure.heading} at the end", measure.heading, arms),
         ("differences", "Paired differences", f"difference: {measure.heading.lower()}", pairs),
@@ -39,7 +48,8 @@ def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
             title=title,
             value_label=label,
             caption="Points: seeds. Marks: mean and its 95 % t interval. Diverged runs are in the "
-            "table only.",
+            f"table only.{' Dotted: what counting comes to.' if counted else ''}",
+            limits=[loss for _, _, loss in counted] if name == "values" else (),
             values={key: values for key, values in groups.items() if values},
             zero_line=name == "differences",
         )

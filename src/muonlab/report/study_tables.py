@@ -1,13 +1,14 @@
 """The tables of one study: arms beside the paper, comparisons, searches, runs."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from muonlab.lab.arms import Pair, contrasts, is_loss
-from muonlab.lab.experiment import Arm, Comparison, Study
+from muonlab.lab.experiment import Arm, Comparison, Protocol, Study
 from muonlab.lab.statistics import (
     ALIKE,
     EQUIVALENCE_MARGIN,
@@ -76,9 +77,13 @@ def arms_table(study: Study, frame: pd.DataFrame) -> Table:
         rows.append(row)
         halves.append(half)
         contenders.append(finished == len(study.seeds) and not arm_warnings(arm))
+    for label, protocol, loss in counted_losses(frame) if "loss" in shown else ():
+        rows.append({"arm": label, "protocol": PROTOCOLS[protocol], "n": "counted", "loss": loss})
+        halves.append({})
+        contenders.append(False)
     comparable = {
         (arm.config.data.cache_key(), arm.config.train.sequence_length, arm.config.train.steps)
-        for arm, contends in zip(study.arms, contenders, strict=True)
+        for arm, contends in zip(study.arms, contenders, strict=False)
         if contends
     }
     if len(comparable) > 1:
@@ -103,14 +108,41 @@ def arms_table(study: Study, frame: pd.DataFrame) -> Table:
     )
     return Table(
         name="arms",
-        caption="Mean over seeds ± half of its 95 % t interval; one run has none. inf: a run "
-        "diverged, and its other figures are left out. –: not measured. Training time: updates × "
-        f"the median update. {_papers_text(published)}",
+        caption=f"Loss: of {split_words(frame)}. Mean over seeds ± half of its 95 % t interval; "
+        "one run has none. inf: a run diverged, and its other figures are left out. –: not "
+        f"measured. Training time: updates × the median update. {_papers_text(published)}",
         frame=pd.DataFrame(rows),
         columns=columns,
         half_widths=pd.DataFrame(halves),
         contenders=contenders,
     )
+
+
+def split_words(frame: pd.DataFrame) -> str:
+    """Which split the losses are of."""
+    splits = frame.groupby("protocol", sort=False)["split"].first()
+    if len(set(splits)) == 1:
+        return f"the {splits.iloc[0]} split"
+    return ", ".join(
+        f"the {split} split ({PROTOCOLS[str(name)]})" for name, split in splits.items()
+    )
+
+
+def counted_losses(frame: pd.DataFrame) -> list[tuple[str, Protocol, float]]:
+    """What counting tokens comes to: a name, the protocol and the loss, for each kind of data."""
+    if "unigram" not in frame:
+        return []
+    known = frame.dropna(subset=["unigram"])
+    kinds = known.drop_duplicates(["protocol", "unigram", "bigram"]).to_dict("records")
+    several = Counter(row["protocol"] for row in kinds)
+    found = []
+    for row in kinds:
+        of = f", data of {row['arm']}" if several[row["protocol"]] > 1 else ""
+        found += [
+            (f"counts of single tokens (unigram{of})", row["protocol"], row["unigram"]),
+            (f"counts of pairs (bigram{of})", row["protocol"], row["bigram"]),
+        ]
+    return found
 
 
 def _papers_text(published: set[str]) -> str:
