@@ -110,9 +110,18 @@ def test_status_over_a_thousand_runs_reads_no_run(make_config: MakeConfig, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["run", "no-such"], "study 'no-such' is unknown; legal: tiny, timed"),
-        (["status", "no-such"], "study 'no-such' is unknown; legal: tiny, timed"),
-        (["show", "no-such"], "study 'no-such' is unknown; legal: tiny, timed"),
+        (
+            ["run", "no-such"],
+            "study 'no-such' is unknown; legal: tiny, timed, or a file such as my_study.py",
+        ),
+        (
+            ["status", "no-such"],
+            "study 'no-such' is unknown; legal: tiny, timed, or a file such as my_study.py",
+        ),
+        (
+            ["show", "no-such"],
+            "study 'no-such' is unknown; legal: tiny, timed, or a file such as my_study.py",
+        ),
         (["run", "tiny", "--workers", "0"], "workers is 0; it must be at least 1"),
         (["run", "tiny", "--threads", "0"], "threads is 0; it must be at least 1"),
     ],

@@ -1,4 +1,4 @@
-"""`muonlab study …`: list, show, run and report the papers' experiments."""
+"""`muonlab study …`: list, show, run and report experiments: the papers', and your own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
+from muonlab.cli.experiments import chosen
+from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir
 from muonlab.errors import UserError
-from muonlab.spelling import did_you_mean
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
@@ -22,36 +22,35 @@ application = SubcommandApp()
 StudyName = Annotated[
     str,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="STUDY", help="a study; `muonlab study list` lists all"),
+    tyro.conf.arg(metavar="STUDY", help="a study, or a file that defines one"),
 ]
 StudyNames = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
     tyro.conf.arg(
         metavar="STUDY",
-        help="studies; `muonlab study list` lists all",
-        help_behavior_hint="(default: all)",
+        help="studies, or files that define them; `muonlab study list` lists all",
+        help_behavior_hint="(default: all built-in studies)",
     ),
 ]
-AtScale = Annotated[Scale, tyro.conf.arg(help="nano takes minutes, small hours, paper a GPU")]
+AtScale = Annotated[
+    str | None,
+    tyro.conf.arg(
+        metavar="SCALE",
+        help="of a built-in study: nano takes minutes, small hours, paper a GPU",
+        help_behavior_hint="(default: small, or the scale of a file's study)",
+    ),
+]
 StudiesDir = Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")]
 STATES = ("finished", "failed", "running", "interrupted", "to do")
 
 
 @application.command(name="list")
-def list_studies(*, scale: AtScale = "small") -> None:
+def list_studies(studies: StudyNames = (), /, *, scale: AtScale = None) -> None:
     """List every study: its question, its runs, its claims."""
-    from muonlab.papers import EXPERIMENTS
-
-    print_list(tuple(EXPERIMENTS), scale)
-
-
-def print_list(names: tuple[str, ...], scale: Scale) -> None:
-    """Print one row for each experiment."""
     table = Table("study", "runs", "claims", "question", box=None, pad_edge=False)
-    for name in names:
-        experiment = find(name, scale)
-        table.add_row(name, _size(experiment), ", ".join(experiment.claims), experiment.question)
+    for each in chosen(studies, scale):
+        table.add_row(each.name, _size(each), ", ".join(each.claims), each.question)
     Console().print(table)
 
 
@@ -60,7 +59,7 @@ def run(
     studies: StudyNames,
     /,
     *,
-    scale: AtScale = "small",
+    scale: AtScale = None,
     workers: Annotated[
         int | None,
         tyro.conf.arg(
@@ -92,10 +91,9 @@ def run(
     """
     from muonlab.lab.engine import Resources, run_measurement, run_study
     from muonlab.lab.experiment import Measurement
-    from muonlab.papers import EXPERIMENTS
 
     resources = Resources(workers=workers, threads=threads, executor=executor, cache_dir=cache_dir)
-    for experiment in [find(name, scale) for name in studies or EXPERIMENTS]:
+    for experiment in chosen(studies, scale):
         if dry_run:
             _print_cost(experiment, runs_dir, resources)
         elif isinstance(experiment, Measurement):
@@ -112,20 +110,19 @@ def run(
 
 @application.command
 def status(
-    studies: StudyNames = (), /, *, scale: AtScale = "small", runs_dir: StudiesDir = STUDIES_DIR
+    studies: StudyNames = (), /, *, scale: AtScale = None, runs_dir: StudiesDir = STUDIES_DIR
 ) -> None:
     """Print how many runs of each study are finished, and which values its searches chose."""
     from muonlab.lab.record import status as study_status
-    from muonlab.papers import EXPERIMENTS
 
     table = Table("study", *STATES, "tuned", box=None, pad_edge=False)
-    for name in studies or EXPERIMENTS:
-        found = study_status(find(name, scale), runs_dir)
+    for experiment in chosen(studies, scale):
+        found = study_status(experiment, runs_dir)
         counts = [str(found.counts.get(state) or "") for state in STATES]
         tuned = [f"{arm}: {_values(values)}" for arm, values in found.tuned.items()]
         if found.changed:
             tuned.append("the definition has changed since its runs were made")
-        table.add_row(name, *counts, "\n".join(tuned))
+        table.add_row(experiment.name, *counts, "\n".join(tuned))
     Console().print(table)
 
 
@@ -134,7 +131,7 @@ def report(
     studies: StudyNames = (),
     /,
     *,
-    scale: AtScale = "small",
+    scale: AtScale = None,
     runs_dir: StudiesDir = STUDIES_DIR,
     results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
 ) -> None:
@@ -144,16 +141,15 @@ def report(
     all studies that have runs. It never overwrites a report that was made from more runs.
     """
     from muonlab.lab.plan import folder, folder_name
-    from muonlab.papers import EXPERIMENTS
     from muonlab.report.study import write_study
 
-    experiments = [find(name, scale) for name in studies or EXPERIMENTS]
+    experiments = chosen(studies, scale)
     if not studies:
         experiments = [each for each in experiments if folder(each, runs_dir).is_dir()]
     if not experiments:
         raise UserError(
-            f"no study at scale {scale} has runs below {runs_dir}; "
-            f"`muonlab study run STUDY --scale {scale}` makes them"
+            f"no study at scale {scale or 'small'} has runs below {runs_dir}; "
+            f"`muonlab study run STUDY --scale {scale or 'small'}` makes them"
         )
     console = Console(markup=False, highlight=False, soft_wrap=True)
     refusals: list[str] = []
@@ -168,35 +164,23 @@ def report(
 
 
 @application.command
-def show(study: StudyName, /, *, scale: AtScale = "small") -> None:
+def show(study: StudyName, /, *, scale: AtScale = None) -> None:
     """Show a study: question, claims, seeds, notes, and how each arm differs from the first."""
     from muonlab.lab.experiment import Study
 
-    experiment = find(study, scale)
     console = Console(markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{experiment.name} at scale {scale}: {experiment.question}")
-    console.print(f"claims: {', '.join(experiment.claims) or 'none'}")
-    if isinstance(experiment, Study):
-        console.print(f"seeds: {', '.join(map(str, experiment.seeds))}")
-        first = experiment.arms[0]
-        for arm in experiment.arms:
-            console.print(f"arm {arm.name} ({arm.protocol}){_tuning(arm)}")
-            for line in differences(first.config, arm.config):
-                console.print(f"    {line}")
-    for note in experiment.notes:
-        console.print(f"note: {note}")
-
-
-def find(name: str, scale: Scale) -> "Experiment":
-    """The experiment of that name; raises UserError with the legal names."""
-    from muonlab.papers import EXPERIMENTS
-
-    if name not in EXPERIMENTS:
-        raise UserError(
-            f"study {name!r} is unknown; {did_you_mean(name, EXPERIMENTS)}"
-            f"legal: {', '.join(EXPERIMENTS)}"
-        )
-    return EXPERIMENTS[name](scale)
+    for experiment in chosen((study,), scale):
+        console.print(f"{experiment.name} at scale {experiment.scale}: {experiment.question}")
+        console.print(f"claims: {', '.join(experiment.claims) or 'none'}")
+        if isinstance(experiment, Study):
+            console.print(f"seeds: {', '.join(map(str, experiment.seeds))}")
+            first = experiment.arms[0]
+            for arm in experiment.arms:
+                console.print(f"arm {arm.name} ({arm.protocol}){_tuning(arm)}")
+                for line in differences(first.config, arm.config):
+                    console.print(f"    {line}")
+        for note in experiment.notes:
+            console.print(f"note: {note}")
 
 
 def differences(base: "RunConfig", other: "RunConfig") -> Iterator[str]:

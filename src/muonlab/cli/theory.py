@@ -27,7 +27,7 @@ AtScale = Annotated[
 @application.command(name="list")
 def list_checks(*, scale: AtScale = "nano") -> None:
     """List every check: its question and its claim."""
-    study.print_list(_studies(()), scale)
+    study.list_studies(_studies(()), scale=scale)
 
 
 @application.command(name="run")

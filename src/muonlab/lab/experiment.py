@@ -22,8 +22,9 @@ from muonlab.config import RunConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second
 
-Scale = Literal["nano", "small", "paper"]
-SCALES: tuple[Scale, ...] = ("nano", "small", "paper")
+Scale = str  # how large an experiment is; a study of one's own may name any
+SCALES: tuple[Scale, ...] = ("nano", "small", "paper")  # of built-in experiments, rising
+Label = str | float
 VerdictName = Literal[
     "reproduced",
     "direction only",
@@ -105,7 +106,7 @@ class Arm:
     name: str
     config: RunConfig
     protocol: Protocol = "honest"
-    labels: Mapping[str, str | float] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
     search: Search | None = None
     tuned_as: str | None = None
 
@@ -198,6 +199,7 @@ class Verdict:
 class Study:
     """An experiment made of training runs: every arm with every seed.
 
+    ``scale`` is a word for how large it is. ``source``: the user\'s file that defines it.
     ``judge`` reads the finished runs (a row each: ``arm``, ``seed``, ``protocol``, the labels,
     ``loss``, and every figure of the run's summary) and returns a verdict per claim. ``loss`` is of
     the test split wherever the runs have read it. It is called when each arm
@@ -207,23 +209,29 @@ class Study:
     name: str
     scale: Scale
     question: str
-    claims: tuple[str, ...]
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
-    judge: Callable[[pd.DataFrame], list[Verdict]]
+    claims: tuple[str, ...] = ()
+    judge: Callable[[pd.DataFrame], list[Verdict]] = field(default=lambda frame: [])
     comparisons: tuple[Comparison, ...] = ()
     paper: tuple[PaperRow, ...] = ()
     measures: tuple[str, ...] = ("loss", "val/accuracy", "val/perplexity", "steady_seconds")
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ValueError(f"study {self.name!r}: a name is small letters, digits, '.', '_', '-'")
+        _check_names(self)
         if not self.arms or not self.seeds:
             raise ValueError(f"study {self.name} has no arms or no seeds")
         names = Counter(arm.name for arm in self.arms)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"study {self.name} has two arms named {twice[0]!r}")
+        labelled: dict[tuple[object, ...], str] = {}
+        for arm in self.arms:
+            same = labelled.setdefault((arm.protocol, *sorted(arm.labels.items())), arm.name)
+            if arm.labels and same != arm.name:
+                labels = ", ".join(f"{label} {level}" for label, level in arm.labels.items())
+                raise ValueError(f"arms {same!r} and {arm.name!r} have the same labels: {labels}")
         searches = {arm.name for arm in self.arms if arm.search}
         for arm in self.arms:
             if arm.tuned_as and arm.tuned_as not in searches:
@@ -272,11 +280,26 @@ class Measurement:
     name: str
     scale: Scale
     question: str
-    claims: tuple[str, ...]
     measure: Callable[[Context], pd.DataFrame]
-    judge: Callable[[pd.DataFrame], list[Verdict]]
+    claims: tuple[str, ...] = ()
+    judge: Callable[[pd.DataFrame], list[Verdict]] = field(default=lambda rows: [])
     draw: "Callable[[pd.DataFrame], Figure] | None" = None
     notes: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_names(self)
 
 
 Experiment = Study | Measurement
+
+
+def _check_names(experiment: Experiment) -> None:
+    """Raise ValueError unless name and scale can name a folder."""
+    for what in ("name", "scale"):
+        value = getattr(experiment, what)
+        if not NAME.fullmatch(value):
+            raise ValueError(
+                f"study {experiment.name!r}: {what} {value!r} must be small letters, digits, "
+                f"'.', '_' or '-'"
+            )

@@ -180,7 +180,7 @@ def components(scale: Scale) -> Study:
     arms = [default] + [
         Arm(
             name=name,
-            labels={"component": component},
+            labels={"component": component, "variant": name},
             config=override(config, overrides),
             search=Search(space={LEARNING_RATE: OWN_RANGES[name]}) if name in OWN_RANGES else None,
             tuned_as=None if name in OWN_RANGES else DEFAULT,
