@@ -12,7 +12,7 @@ import json
 import math
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -260,16 +260,19 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def override(config: RunConfig, overrides: list[str]) -> RunConfig:
     """`changed`, from texts ``field.path=value``; values are JSON, or else plain text."""
-    changes = []
-    for item in overrides:
-        path, separator, text = item.partition("=")
-        if not separator:
-            raise ConfigError(f"{item!r} is no override; write field=value, such as model.dim=256")
-        changes.append((path.strip(), _parse(text), text))
+    changes = [(*parsed(item), item.partition("=")[2]) for item in overrides]
     return _changed(config, changes)
 
 
-def _changed(config: RunConfig, changes: list[tuple[str, Any, str | None]]) -> RunConfig:
+def parsed(item: str) -> tuple[str, Any]:
+    """Path and value of a text ``field.path=value``; raises ConfigError where it is none."""
+    path, separator, text = item.partition("=")
+    if not separator:
+        raise ConfigError(f"{item!r} is no override; write field=value, such as model.dim=256")
+    return path.strip(), _parse(text)
+
+
+def _changed(config: RunConfig, changes: Sequence[tuple[str, Any, str | None]]) -> RunConfig:
     """From paths, values, and for each the text that it was read from, if it was."""
     values = to_dict(config)
     lists: list[tuple[dict[str, Any], str]] = []  # parts in which a list stands as a dict

@@ -84,7 +84,7 @@ def test_dry_run_says_what_is_missing_and_makes_nothing(
 
 def test_status_of_what_has_not_begun(study: Study, capsys: Capture, tmp_path: Path):
     text = printed(capsys, "status", "--scale", "nano", "--runs-dir", str(tmp_path))
-    assert re.search(r"tiny\s+8\s*\n", text)
+    assert re.search(r"tiny\s+10\s*\n", text)
     assert re.search(r"timed\s+1\s*\n", text)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from tyro.extras import SubcommandApp
 
 from muonlab.cli.experiments import chosen
+from muonlab.cli.optimizer_study import compare_with_baselines
 from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir
 from muonlab.errors import UserError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from muonlab.lab.experiment import Arm, Experiment
 
 application = SubcommandApp()
+application.command(name="optimizer")(compare_with_baselines)
 StudyName = Annotated[
     str,
     tyro.conf.Positional,
@@ -95,7 +97,7 @@ def run(
     resources = Resources(workers=workers, threads=threads, executor=executor, cache_dir=cache_dir)
     for experiment in chosen(studies, scale):
         if dry_run:
-            _print_cost(experiment, runs_dir, resources)
+            print_cost(experiment, runs_dir, resources)
         elif isinstance(experiment, Measurement):
             run_measurement(experiment, runs_dir, cache_dir=cache_dir)
         else:
@@ -229,7 +231,8 @@ def _size(experiment: "Experiment") -> str:
     return f"{tests} + {trials} trials" if trials else str(tests)
 
 
-def _print_cost(experiment: "Experiment", root: Path, resources: "Resources") -> None:
+def print_cost(experiment: "Experiment", root: Path, resources: "Resources") -> None:
+    """Print what the missing runs of an experiment would cost."""
     import torch
 
     from muonlab.lab.cost import estimate
@@ -243,7 +246,8 @@ def _print_cost(experiment: "Experiment", root: Path, resources: "Resources") ->
         return
     torch.set_num_threads(resources.threads)
     plan = Plan(experiment, root)
-    configs = [job.config for job in plan.to_do()]
+    missing = {job.fingerprint: job.config for job in plan.jobs if plan.outcome(job) is None}
+    configs = list(missing.values())
     configs += [arm.config for arm in plan.unnamed()]
     cost = estimate(configs, resources.cache_dir)
     workers = resources.workers or default_workers(resources.threads)

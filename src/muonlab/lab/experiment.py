@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -199,7 +199,9 @@ class Verdict:
 class Study:
     """An experiment made of training runs: every arm with every seed.
 
-    ``scale`` is a word for how large it is. ``source``: the user\'s file that defines it.
+    ``scale`` is a word for how large it is. ``command`` makes its runs, if that is not
+    `muonlab study run` with its name. ``known``: figures of runs by fingerprint, from committed
+    results, that are not made again.
     ``judge`` reads the finished runs (a row each: ``arm``, ``seed``, ``protocol``, the labels,
     ``loss``, and every figure of the run's summary) and returns a verdict per claim. ``loss`` is of
     the test split wherever the runs have read it. It is called when each arm
@@ -217,7 +219,8 @@ class Study:
     paper: tuple[PaperRow, ...] = ()
     measures: tuple[str, ...] = ("loss", "val/accuracy", "val/perplexity", "steady_seconds")
     notes: tuple[str, ...] = ()
-    source: str = ""
+    command: str = ""
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_names(self)
@@ -285,7 +288,7 @@ class Measurement:
     judge: Callable[[pd.DataFrame], list[Verdict]] = field(default=lambda rows: [])
     draw: "Callable[[pd.DataFrame], Figure] | None" = None
     notes: tuple[str, ...] = ()
-    source: str = ""
+    command: str = ""
 
     def __post_init__(self) -> None:
         _check_names(self)

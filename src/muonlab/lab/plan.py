@@ -275,11 +275,15 @@ class Plan:
 
     def _look(self, job: Job) -> Outcome | None:
         if job.fingerprint not in self._outcomes:
-            outcome = read_outcome(job.path) or self._reuse(job)
+            outcome = read_outcome(job.path) or self._reuse(job) or self._known(job)
             if outcome is None:
                 return None
             self._outcomes[job.fingerprint] = outcome
         return self._outcomes[job.fingerprint]
+
+    def _known(self, job: Job) -> Outcome | None:
+        figures = self.study.known.get(job.fingerprint)
+        return Outcome(status="finished", path=job.path, figures=figures) if figures else None
 
     def _reuse(self, job: Job) -> Outcome | None:
         for path in self._elsewhere.get(job.fingerprint[:8], []):

@@ -33,7 +33,8 @@ class Status:
 
 def command(experiment: Experiment) -> str:
     """The command that makes the experiment's runs, or what is missing of them."""
-    return f"muonlab study run {experiment.source or experiment.name} --scale {experiment.scale}"
+    run = f"muonlab study run {experiment.name} --scale {experiment.scale}"
+    return experiment.command or run
 
 
 def write_record(plan: Plan) -> None:

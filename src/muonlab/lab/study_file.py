@@ -66,7 +66,8 @@ def _of_file(experiment: Experiment, path: Path) -> Experiment:
         for name in ("judge", "measure", "draw")
         if (value := getattr(experiment, name, None)) is not None
     }
-    return dataclasses.replace(experiment, source=str(path), **functions)
+    command = f"muonlab study run {path} --scale {experiment.scale}"
+    return dataclasses.replace(experiment, command=command, **functions)
 
 
 def _guarded(function: Callable[..., Any], path: Path) -> Callable[..., Any]:

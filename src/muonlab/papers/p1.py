@@ -1,22 +1,23 @@
 """P1's headline as a study (arXiv 2509.24406): what it costs Muon to reach AdamW's loss."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.config import OptimizerConfig, RunConfig, changed
+from muonlab.lab import baselines
 from muonlab.lab.arms import complete_seeds, mean, regret
+from muonlab.lab.baselines import ADAMW_RANGE, MUON_RANGE, RATIO_RANGE, with_updates
+from muonlab.lab.compare import percent_of
 from muonlab.lab.cost import model_flops
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.lab.rules import judge_interval
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers import scales
-from muonlab.papers.scales import LEARNING_RATE, with_optimizer, with_updates
-from muonlab.recipes import p1_125m, small
+from muonlab.papers.scales import LEARNING_RATE, with_optimizer
+from muonlab.recipes import p1_125m
 
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 4 / 3)  # of AdamW's updates
@@ -28,7 +29,6 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     "muon-groups": MuonConfig(),
     "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
 }
-ADAMW_RANGE, MUON_RANGE = (5e-4, 2e-2), (2e-3, 8e-2)  # equal volumes, log scale
 RANGES = {
     BASELINE: ADAMW_RANGE,
     "adamw-groups": ADAMW_RANGE,
@@ -49,38 +49,17 @@ FAIR_NOTE = (
 CLAIMED = (0.48, 0.52)
 
 
-def _nano() -> RunConfig:
-    config = scales.base("nano", "honest")
-    ffn = dataclasses.replace(config.model.ffn, router_noise=0.0)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, dropout=0.0, ffn=ffn)
-    )
-
-
-def _small() -> RunConfig:
-    """The recipe, validated on P2's honest split, which takes a second instead of ten.
-
-    The dtype is settled here: timing it anew for each run could part a pair of arms.
-    """
-    config = small()
-    return dataclasses.replace(
-        config,
-        data=scales.base("small", "honest").data,
-        train=dataclasses.replace(config.train, dtype="bf16"),
-    )
-
-
-_BASES: dict[Scale, tuple[Callable[[], RunConfig], int]] = {  # and the updates of budget 1
-    "nano": (_nano, 300),
-    "small": (_small, 240),
-    "paper": (p1_125m, 10_000),
-}
-
-
 def base(scale: Scale) -> RunConfig:
     """P1's run at that scale, as long as budget 1."""
-    make, updates = _BASES[scale]
-    return with_updates(make(), updates)
+    if scale == "nano":
+        return _nano()
+    return with_updates(p1_125m(), 10_000) if scale == "paper" else baselines.base(scale)
+
+
+def _nano() -> RunConfig:
+    """P2's honest run without what disturbs a comparison of optimizers."""
+    calm = {"model.dropout": 0.0, "model.ffn.router_noise": 0.0}
+    return with_updates(changed(scales.base("nano", "honest"), calm), 300)
 
 
 def compute(scale: Scale) -> Study:
@@ -140,7 +119,7 @@ def search_of(optimizer: str) -> Search:
     space = {LEARNING_RATE: RANGES[optimizer]}
     if optimizer not in RATIOS:
         return Search(space=space)
-    return Search(space=space | {RATIOS[optimizer]: (0.3, 30.0)}, trials=9)
+    return Search(space=space | {RATIOS[optimizer]: RATIO_RANGE}, trials=9)
 
 
 def _arm(optimizer: str, budget: float) -> str:
@@ -252,19 +231,3 @@ def _seconds(frame: pd.DataFrame, optimizer: str) -> list[float]:
 def _ratio(arm: Budgets, baseline: Budgets, method: str = "fit") -> CostRatio:
     reference = float(baseline.costs[BUDGETS.index(1.0)])
     return cost_ratio(arm, baseline, reference=reference, method=method)  # type: ignore[arg-type]
-
-
-def percent_of(ratio: CostRatio) -> str:
-    """The ratio and its 95 % interval in percent."""
-
-    def percent(value: float) -> str:
-        return "more than was tried" if math.isinf(value) else f"{value:.0%}"
-
-    if math.isnan(ratio.ratio):
-        return "an unknown share (runs diverged)"
-    if math.isnan(ratio.low):
-        misses = f"; {ratio.num_misses} of {ratio.num_seeds} jackknife samples miss"
-        return f"{percent(ratio.ratio)} [no interval{misses if ratio.num_misses else ''}]"
-    if ratio.at_most:
-        return f"at most {percent(ratio.ratio)} [0%, {percent(ratio.high)}]"
-    return f"{percent(ratio.ratio)} [{percent(ratio.low)}, {percent(ratio.high)}]"

@@ -9,11 +9,13 @@ import pandas as pd
 
 from muonlab.config import RunConfig
 from muonlab.lab.arms import complete_seeds, regret
+from muonlab.lab.baselines import with_updates
+from muonlab.lab.compare import percent_of
 from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
 from muonlab.lab.statistics import trend
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
-from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, percent_of, search_of
-from muonlab.papers.scales import SEEDS, with_batch, with_optimizer, with_updates
+from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
+from muonlab.papers.scales import SEEDS, with_batch, with_optimizer
 
 FACTORS = (1 / 4, 1, 4, 8)  # of the base's batch
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0)  # of the base's tokens

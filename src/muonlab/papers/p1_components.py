@@ -10,11 +10,12 @@ import pandas as pd
 
 from muonlab.config import RunConfig, override
 from muonlab.lab.arms import Pair, compare
+from muonlab.lab.baselines import ADAMW_RANGE, MUON_RANGE
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.lab.statistics import Difference, excludes_zero
 from muonlab.optim.config import MuonConfig
 from muonlab.optim.schedules import KELLER
-from muonlab.papers.p1 import ADAMW_RANGE, MUON_RANGE, base
+from muonlab.papers.p1 import base
 from muonlab.papers.scales import (
     LEARNING_RATE,
     SEEDS,

@@ -12,6 +12,7 @@ from typing import Literal
 
 from muonlab.config import OptimizerConfig, RunConfig, TrainConfig
 from muonlab.data import DataConfig, DocumentSplit, LeakyWindowSplit, TrainBPE
+from muonlab.lab.baselines import documents, with_updates
 from muonlab.lab.experiment import Protocol, Scale
 from muonlab.model import ModelConfig
 from muonlab.model.attention import (
@@ -44,14 +45,6 @@ def base(scale: Scale, protocol: Protocol, *, updates: int = UPDATES) -> RunConf
             train=dataclasses.replace(config.train, evaluate_batches=None),
         )
     return with_updates(config, updates)
-
-
-def with_updates(config: RunConfig, updates: int) -> RunConfig:
-    """The same run with that many updates, evaluated half-way and at the end."""
-    train = dataclasses.replace(
-        config.train, steps=updates, evaluate_every=-(-updates // 2), checkpoint_every=updates
-    )
-    return dataclasses.replace(config, train=train)
 
 
 def with_batch(config: RunConfig, sequences: int) -> RunConfig:
@@ -145,7 +138,4 @@ def _honest_data(scale: Scale, config: RunConfig) -> DataConfig:
             split=DocumentSplit(validation_fraction=0.005, test_fraction=0.005),
             max_tokens=200_000_000,
         )
-    # With this salt, three of the 249 documents (1.3 % of the text) validate: evaluating must not
-    # take longer than the run.
-    split = DocumentSplit(validation_fraction=0.02, test_fraction=0.02, salt="a")
-    return DataConfig(tokenizer=config.data.tokenizer, split=split)
+    return documents(config.data.tokenizer)

@@ -29,7 +29,7 @@ MEANINGS: Mapping[VerdictName, str] = {
     "honest protocol rules it out: the way of measuring made it.",
     "not testable at this scale": "The claim is about larger models or longer training than these "
     "runs. Nothing is concluded.",
-    "measured, nothing claimed": "The paper states no outcome, so there is nothing to confirm.",
+    "measured, nothing claimed": "Nobody claimed an outcome, so there is nothing to confirm.",
     "inconclusive": "The runs are too few or too scattered to decide. This is neither for nor "
     "against the claim.",
 }
