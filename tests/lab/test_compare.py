@@ -1,5 +1,6 @@
 """`compare_optimizer`: what it makes of known outcomes, and takes from others."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from muonlab.cli import run
 from muonlab.config import RunConfig, changed
 from muonlab.errors import UserError
 from muonlab.lab.compare import compare_optimizer
+from muonlab.lab.engine import Resources, run_study
 from muonlab.lab.experiment import Study
 from muonlab.lab.plan import Plan
 from muonlab.lab.results import StudyResults
+from muonlab.report.study import write_study
 
 MakeConfig = Callable[..., RunConfig]
 Capture = pytest.CaptureFixture[str]
@@ -153,3 +156,54 @@ def test_bad_input(capsys: Capture, arguments: list[str], message: str) -> None:
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+STRANGERS = {
+    "pytorch_optimizer:Lion": {"lr": (1e-4, 1e-2)},
+    "pytorch_optimizer:AdEMAMix": {"lr": (1e-3, 1e-1)},
+    "pytorch_optimizer:SOAP": {"lr": (1e-3, 1e-1)},
+    "pytorch_optimizer:MARS": {"lr": (1e-3, 1e-1)},
+    "schedulefree:AdamWScheduleFree": {"lr": (1e-3, 1e-1)},
+    "pytorch_optimizer:Prodigy": {"lr": (0.1, 10.0)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")  # of the packages
+def test_optimizers_that_nobody_here_wrote(
+    make_config: MakeConfig, tmp_path: Path, cache_dir: Path
+) -> None:
+    """From a search to a page, each; the baseline's runs are made for the first and then shared."""
+    pytest.importorskip("pytorch_optimizer")
+    pytest.importorskip("schedulefree")
+    base = make_config("train.steps=8")
+    for factory, space in STRANGERS.items():
+        study = compare_optimizer(
+            factory,
+            space=space,
+            against=("sgd",),
+            base=base,
+            scale="tiny",
+            results=None,
+            seeds=2,
+            trials=3,
+        )
+        study = dataclasses.replace(
+            study,
+            arms=tuple(
+                dataclasses.replace(
+                    arm,
+                    search=arm.search
+                    and dataclasses.replace(arm.search, extensions=0, finalists=2, repeats=0),
+                )
+                for arm in study.arms
+            ),
+        )
+        resources = Resources(workers=2, cache_dir=cache_dir)
+        run_study(study, tmp_path / "runs", resources)
+        frame = StudyResults(study, tmp_path / "runs").frame
+        assert set(frame["status"]) == {"finished"}, factory
+        (verdict,) = study.judge(frame)
+        assert verdict.verdict == "measured, nothing claimed", verdict.sentence
+        assert write_study(study, tmp_path / "runs", tmp_path / study.name).exists()
