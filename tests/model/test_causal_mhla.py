@@ -10,7 +10,13 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from muonlab.model.attention import CausalMHLAConfig, MHSAConfig
-from muonlab.model.attention.latents import NO_MASS, Latents, means_of_earlier, sum_of_earlier
+from muonlab.model.attention.latents import (
+    NO_MASS,
+    Latents,
+    differences,
+    means_of_earlier,
+    sum_of_earlier,
+)
 
 pytestmark = pytest.mark.usefixtures("on_device")
 
@@ -114,18 +120,23 @@ def test_sharp_latents_of_repeated_tokens_are_full_attention_without_positions(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Where the tokens of a latent are all alike, log mass makes its summary exact."""
-    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=30, chunk=6))
+    C = 6
+    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=30, chunk=C))
     soft = module.latents.shares
     monkeypatch.setattr(Latents, "shares", lambda _, x: one_hot(soft(x).argmax(-1), 30).double())
     kinds = torch.randn(2, DIM, dtype=torch.float64)
-    x = kinds[torch.randint(2, (12,))]
+    x = kinds[torch.tensor([0, 1, 1, 0, 1, 1] * 2)]
     q, k, v = (x @ module.qkv.weight.T).view(-1, 3, HEADS, module.head_dim).unbind(1)
-    sums, mass = module._write(torch.cat((k, v), dim=-1).transpose(0, 1)[None])
-    assert ((mass > 0).sum(-2) == 2).all()  # the two kinds have latents apart
-    keys, values = (sums / (mass + NO_MASS)).chunk(2, dim=-1)
-    scores = q.transpose(0, 1)[None] @ keys.mT * module.scale + (mass + NO_MASS).log().mT
-    expected = (q.transpose(0, 1) @ k.permute(1, 2, 0) * module.scale).softmax(-1)
-    torch.testing.assert_close((scores.softmax(-1) @ values)[0], expected @ v.transpose(0, 1))
+    outputs = []
+    for t in range(C, 2 * C):  # the second chunk: the first one's tokens have no positions
+        heads = []
+        for h in range(HEADS):
+            own = [rotated(q[t, h], t) @ rotated(k[i, h], i) for i in range(C, t + 1)]
+            scores = torch.cat((k[:C, h] @ q[t, h], torch.stack(own))) * module.scale
+            heads.append(scores.softmax(0) @ v[: t + 1, h])
+        outputs.append(torch.cat(heads))
+    expected = torch.stack(outputs) @ module.out.weight.T
+    torch.testing.assert_close(module(x[None])[0, C:], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_drops_weights_with_matching_gradients():
@@ -161,8 +172,8 @@ def test_means_of_earlier_chunks():
 
 def test_rounding_does_not_tell_tokens_apart():
     """Tokens that are all but equal keep equal shares, also in bf16."""
-    module = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6)).bfloat16()
-    tokens = torch.randn(1, HEADS, 1, DIM).expand(1, HEADS, 6, DIM).bfloat16()
-    rounded = tokens * (1 + 2**-8 * torch.randint(2, tokens.shape))
-    _, mass = module._write(rounded.bfloat16())
+    latents = build(CausalMHLAConfig(num_heads=HEADS, num_latents=5, chunk=6)).latents.bfloat16()
+    keys = torch.randn(1, HEADS, 1, DIM // HEADS).expand(1, HEADS, 6, -1).bfloat16()
+    rounded = (keys * (1 + 2**-8 * torch.randint(2, keys.shape))).bfloat16()
+    mass = latents.shares(differences(rounded)).float().sum(-2)
     torch.testing.assert_close(mass, torch.full_like(mass, 6 / 5), rtol=0.3, atol=0)
