@@ -144,6 +144,15 @@ def test_json_round_trip(values: dict[str, Any]) -> None:
     assert {path: found_values[path] for path in given_values} == given_values
 
 
+def test_a_config_with_the_option_that_had_no_effect_is_still_read() -> None:
+    values = to_dict(nano())
+    values["optimizer"]["nonfinite"] = "raise"
+    assert from_json(json.dumps(values)) == nano()
+    assert nano().fingerprint().startswith("a819f65d1ed0")  # as it was with the option
+    with pytest.raises(ConfigError, match="nonfinite: unknown field"):
+        override(nano(), ["optimizer.nonfinite=skip"])
+
+
 def flatten(values: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {path: values}

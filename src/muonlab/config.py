@@ -194,6 +194,7 @@ class RunConfig:
             del facts["init_from"]
         else:
             del facts["init_from"]["path"]
+        facts["optimizer"]["nonfinite"] = "raise"  # as in runs that still had this option
         if isinstance(self.optimizer, CustomConfig):
             facts["optimizer"] = self.optimizer.identity()
         if self.optimizer.qk_clip is None:  # such runs are those of before there was this option
@@ -223,6 +224,8 @@ def from_json(text: str) -> RunConfig:
         raise ConfigError(f"not JSON: {error}") from None
     except RecursionError:
         raise ConfigError("not a config: the JSON is nested too deeply") from None
+    if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
+        values["optimizer"].pop("nonfinite", None)  # of runs until November 2026; had no effect
     return from_dict(values)
 
 

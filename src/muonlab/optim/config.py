@@ -7,7 +7,7 @@ from torch import nn
 
 from muonlab.optim.groups import ROLES, build_groups
 from muonlab.optim.muon import Muon
-from muonlab.optim.options import Scale, SecondMoment, check_options
+from muonlab.optim.options import OPTIONS, Dtype, Scale, SecondMoment, check_options
 from muonlab.optim.schedules import Schedule
 
 
@@ -30,7 +30,7 @@ class MuonConfig:
     nesterov: bool = True
     schedule: str | Schedule = "keller5"
     scale: Scale = "match_rms_adamw"
-    dtype: Literal["auto", "fp32", "bf16", "bf16_large", "fp16"] = "auto"
+    dtype: Dtype = "auto"
     cautious: bool = False
     second_moment: SecondMoment = "none"
     beta2: float = 0.95
@@ -41,17 +41,16 @@ class MuonConfig:
     split_fused: bool = True
     per_head: bool = False
     qk_clip: float | None = None
-    nonfinite: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        check_options({"algorithm": "muon", **self._options()})
+        check_options(self._options())
         _check_ratio("adamw_lr_ratio", self.adamw_lr_ratio)
         if self.qk_clip is not None and not 0 < self.qk_clip < float("inf"):
             raise ValueError(f"qk_clip {self.qk_clip!r} must be positive and finite, or null")
         for role in self.muon_roles:
             if role not in ROLES:
                 raise ValueError(f"muon_roles {role!r} is unknown: legal are {', '.join(ROLES)}")
-        check_options({"algorithm": "adamw", **self._options()} | self._adamw_options())
+        check_options(self._adamw_options())
 
     def build(self, model: nn.Module) -> Muon:
         """The optimizer of ``model``'s trainable parameters."""
@@ -66,24 +65,10 @@ class MuonConfig:
         for group in groups:
             if group["algorithm"] == "adamw":
                 group.update(self._adamw_options() | group)
-        return Muon(groups, **self._options(), nonfinite=self.nonfinite)
+        return Muon(groups, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        return {
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "momentum": self.momentum,
-            "nesterov": self.nesterov,
-            "schedule": self.schedule,
-            "scale": self.scale,
-            "dtype": self.dtype,
-            "cautious": self.cautious,
-            "second_moment": self.second_moment,
-            "beta2": self.beta2,
-            "row_equilibration": self.row_equilibration,
-            "betas": self.betas,
-            "eps": self.eps,
-        }
+        return {name: getattr(self, name) for name in OPTIONS if name != "algorithm"}
 
     def _adamw_options(self) -> dict[str, Any]:
         return {
@@ -109,10 +94,9 @@ class AdamWConfig:
     decay_vectors: bool = False
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    nonfinite: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        check_options({"algorithm": "adamw", **MuonConfig()._options()} | self._options())
+        check_options(self._options())
         _check_ratio("other_lr_ratio", self.other_lr_ratio)
 
     def build(self, model: nn.Module) -> Muon:
@@ -134,7 +118,7 @@ class AdamWConfig:
                 groups.append(
                     options | {"params": group["params"], "param_names": group["param_names"]}
                 )
-        return Muon(groups, **self._options(), nonfinite=self.nonfinite)
+        return Muon(groups, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {

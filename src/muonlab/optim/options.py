@@ -1,28 +1,86 @@
-"""The options of a parameter group: their legal values, checked at the border."""
+"""The options of a parameter group: each with its legal values, checked at the border."""
 
 import difflib
+import functools
 import math
+from collections.abc import Callable
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from muonlab.optim.polar import DTYPES
+from muonlab.optim.polar import Dtype
 from muonlab.optim.schedules import SCHEDULE_NAMES, resolve_schedule
 
 Algorithm = Literal["muon", "adamw"]
 Scale = Literal["keller", "match_rms_adamw", "spectral", "none"]
 SecondMoment = Literal["none", "normuon", "adamuon"]
 
-_CHOICES = {
-    "algorithm": ("muon", "adamw"),
-    "scale": ("keller", "match_rms_adamw", "spectral", "none"),
-    "second_moment": ("none", "normuon", "adamuon"),
-    "dtype": ("auto", *DTYPES),
+
+def _one_of(choices: Any) -> Callable[[str, Any], None]:
+    legal = get_args(choices)
+
+    def check(name: str, value: Any) -> None:
+        if value not in legal:
+            raise ValueError(f"{name} {value!r} is unknown: legal are {', '.join(legal)}")
+
+    return check
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {value!r} must be True or False")
+
+
+def _number(name: str, value: Any, *, below: float = math.inf) -> None:
+    legal = "a finite number of at least 0" if math.isinf(below) else f"in [0, {below:g})"
+    if isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a number, not a tensor of shape {tuple(value.shape)}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < below:
+        raise ValueError(f"{name} {value!r} must be {legal}")
+
+
+_below_one = functools.partial(_number, below=1.0)
+
+
+def _learning_rate(name: str, value: Any) -> None:
+    if not (isinstance(value, Tensor) and value.numel() == 1):  # to read it would wait for a device
+        _number(name, value)
+
+
+def _betas(name: str, value: Any) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} {value!r} must be two numbers in [0, 1)")
+    for beta in value:
+        _below_one(name, beta)
+
+
+def _positive(name: str, value: Any) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} {value!r} must be positive")
+
+
+def _schedule(name: str, value: Any) -> None:
+    if value not in SCHEDULE_NAMES:
+        resolve_schedule(value)
+
+
+OPTIONS: dict[str, Callable[[str, Any], None]] = {
+    "algorithm": _one_of(Algorithm),
+    "lr": _learning_rate,
+    "weight_decay": _number,
+    "momentum": _below_one,
+    "nesterov": _flag,
+    "schedule": _schedule,
+    "scale": _one_of(Scale),
+    "dtype": _one_of(Dtype),
+    "cautious": _flag,
+    "second_moment": _one_of(SecondMoment),
+    "beta2": _below_one,
+    "row_equilibration": _flag,
+    "betas": _betas,
+    "eps": _positive,
 }
-_FLAGS = ("nesterov", "cautious", "row_equilibration")
-_AT_LEAST_ZERO = ("lr", "weight_decay")
-_BELOW_ONE = ("momentum", "beta2")
 # What a group carries beside its options.
 GROUP_DATA = ("params", "param_names", "layout")
 # Of other optimizers, with no effect here: better refused than silently without effect.
@@ -75,38 +133,13 @@ def _plain(value: Any) -> Any:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise ValueError, naming the option, its value and what is legal, on the first bad one."""
-    for name, legal in _CHOICES.items():
-        if options[name] not in legal:
-            raise ValueError(f"{name} {options[name]!r} is unknown: legal are {', '.join(legal)}")
-    for name in _FLAGS:
-        if not isinstance(options[name], bool):
-            raise ValueError(f"{name} {options[name]!r} must be True or False")
-    for name in _AT_LEAST_ZERO:
-        _check_range(name, options[name], high=math.inf)
-    for name in _BELOW_ONE:
-        _check_range(name, options[name], high=1.0)
-    betas = options["betas"]
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ValueError(f"betas {betas!r} must be two numbers in [0, 1)")
-    for beta in betas:
-        _check_range("betas", beta, high=1.0)
-    if not options["eps"] > 0:
-        raise ValueError(f"eps {options['eps']!r} must be positive")
-    if options["schedule"] not in SCHEDULE_NAMES:
-        resolve_schedule(options["schedule"])
+    """Raise ValueError, naming the option, its value and what is legal, on the first bad one.
 
-
-def _check_range(name: str, value: Any, *, high: float) -> None:
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or name != "lr":
-            raise ValueError(f"{name} must be a number, not a tensor of shape {tuple(value.shape)}")
-        return  # reading it would synchronise with the device
-    legal = "a finite number of at least 0" if math.isinf(high) else f"in [0, {high:g})"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} {value!r} must be {legal}")
-    if not 0 <= float(value) < high:
-        raise ValueError(f"{name} {value!r} must be {legal}")
+    Keys that are no options are left alone.
+    """
+    for name, check in OPTIONS.items():
+        if name in options:
+            check(name, options[name])
 
 
 def update_scale(scale: str, m: int, n: int) -> float:

@@ -8,7 +8,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ RESOLVED_LONG = 0.45
 DIVERGED = 4.0
 # bf16 products of smaller matrices are no faster than fp32 ones (docs/decisions/0014).
 LARGE = 64
-DTYPES = ("fp32", "bf16", "bf16_large", "fp16")
+Dtype = Literal["auto", "fp32", "bf16", "bf16_large", "fp16"]
 
 
 class Workspace:
@@ -97,8 +97,9 @@ def resolve_dtype(name: str, device: torch.device) -> str:
     """
     if name == "auto":
         return "bf16_large" if bf16_is_native(device) else "fp32"
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is unknown: legal are auto, {', '.join(DTYPES)}")
+    legal = get_args(Dtype)
+    if name not in legal:
+        raise ValueError(f"dtype {name!r} is unknown: legal are {', '.join(legal)}")
     return name
 
 
