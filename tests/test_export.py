@@ -90,9 +90,26 @@ def test_logits_of_real_text_equal_those_of_transformers(family, tokenizer, text
     assert theirs.dtype == torch.float32
     assert not any(info.values()), info
     tokens = torch.tensor([tokenizer.encode(text)[:128]])
-    with torch.no_grad():
-        difference = (theirs(tokens).logits - model.logits(tokens)).abs().max()
-    assert difference < 1e-4
+    for attention in ("sdpa", "eager"):
+        theirs.set_attn_implementation(attention)
+        with torch.no_grad():
+            difference = (theirs(tokens).logits - model.logits(tokens)).abs().max()
+        assert difference < 1e-4
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_transformers_balances_experts_as_hard_as_we_do(num_layers, tokenizer, text, tmp_path):
+    model = build(attention=GQA, ffn=EXPERTS, tie_head=False, num_layers=num_layers)
+    for block in model.layers():  # nearly equal loads: then their one loss is our layers' mean
+        block.ffn.router.weight.data.mul_(0.1)
+    export_hf(model, tokenizer, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.tensor([tokenizer.encode(text)[:128]])
+    out = theirs(tokens, output_router_logits=True)
+    ours = sum(router.loss.item() for router in model(tokens, tokens).routers)
+    tolerance = 1e-4 if num_layers == 1 else 0.1  # theirs pools the tokens of all layers
+    found = theirs.config.router_aux_loss_coef * out.aux_loss.item()
+    assert found == pytest.approx(ours, rel=tolerance)
 
 
 @FAMILIES

@@ -170,6 +170,15 @@ def test_auxiliary_loss_is_p2s_formula():
     torch.testing.assert_close(report.loss, expected)
 
 
+def test_the_router_computes_in_fp32_under_autocast():
+    layer = build(MoEConfig(hidden_dim=4, balancing="none", z_loss_coefficient=1.0)).float()
+    x = torch.randn(9, DIM)
+    expected = layer(x)[1].loss
+    with torch.autocast(here().type, torch.bfloat16):
+        report = layer(x)[1]
+    assert report.loss == expected
+
+
 def test_z_loss_is_the_mean_squared_log_partition():
     config = MoEConfig(hidden_dim=4, balancing="none", z_loss_coefficient=0.5)
     layer = build(config)

@@ -1,7 +1,7 @@
 """Which `transformers` class computes a model, and that class's configuration, both ways."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonlab.errors import UserError
@@ -142,6 +142,7 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
         fields |= {"num_key_value_heads": attention.kv_heads(), "head_dim": width}
     else:
         fields |= {
+            "num_key_value_heads": attention.num_heads,
             "kv_lora_rank": attention.kv_rank,
             "q_lora_rank": attention.query_rank,
             "qk_nope_head_dim": width,
@@ -157,7 +158,9 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
         return fields | {"intermediate_size": ffn.hidden_dim}
     fields |= {
         "num_experts_per_tok": ffn.top_k,
-        "router_aux_loss_coef": ffn.auxiliary_coefficient,
+        "router_aux_loss_coef": _rounded(
+            ffn.auxiliary_coefficient / _of_one_layer(ffn, config.num_layers)
+        ),
     }
     if family is MIXTRAL:
         return fields | {"num_local_experts": ffn.num_experts, "intermediate_size": ffn.hidden_dim}
@@ -173,6 +176,19 @@ def to_hf(config: ModelConfig, family: Family) -> dict[str, Any]:
             "routed_scaling_factor": ffn.routed_scale,
         }
     return fields | {"num_experts": ffn.num_experts, "decoder_sparse_step": ffn.every}
+
+
+def _of_one_layer(ffn: MoEConfig, num_layers: int) -> float:
+    """Our balancing coefficient over Hugging Face's, for the same pressure on balanced layers.
+
+    Ours adds up E·Σ fᵢPᵢ over the layers, with shares fᵢ that add up to 1; theirs takes it once,
+    over the tokens of all layers, with counts fᵢ that add up to the K experts of a token.
+    """
+    return ffn.top_k / max(1, sum(ffn.is_moe_layer(layer) for layer in range(num_layers)))
+
+
+def _rounded(coefficient: float) -> float:
+    return float(f"{coefficient:.12g}")  # so that export and import give back the same number
 
 
 # what our models do not have: (key, the only legal value)
@@ -279,13 +295,14 @@ def _ffn_from_hf(fields: Mapping[str, Any], family: Family, name: str) -> DenseC
     mixtral = family is MIXTRAL
     # transformers 5 saves every family's count under Mixtral's name
     num_experts = "num_local_experts" if "num_local_experts" in fields else "num_experts"
-    return MoEConfig(
+    ours = MoEConfig(
         hidden_dim=fields["intermediate_size" if mixtral else "moe_intermediate_size"],
         activation=fields["hidden_act"],
         gated=True,
         num_experts=fields[num_experts],
         top_k=fields["num_experts_per_tok"],
         normalize_gates=mixtral or fields["norm_topk_prob"],
-        auxiliary_coefficient=fields["router_aux_loss_coef"],
         every=1 if mixtral else fields["decoder_sparse_step"],
     )
+    ratio = _of_one_layer(ours, fields["num_hidden_layers"])
+    return replace(ours, auxiliary_coefficient=_rounded(fields["router_aux_loss_coef"] * ratio))

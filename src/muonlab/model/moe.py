@@ -232,8 +232,13 @@ class MoE(nn.Module):
         return out.unsqueeze(0)
 
     def _logits(self, tokens: Tensor) -> Tensor:
-        """Router logits (N, E), in fp32 whatever the compute dtype."""
-        return self.router(tokens if tokens.dtype == torch.float64 else tokens.float())
+        """Router logits (N, E), in fp32 whatever the compute dtype, also under autocast."""
+        tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
+        device = tokens.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return self.router(tokens)
+        with torch.autocast(device, enabled=False):
+            return self.router(tokens)
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gates (N, K), experts (N, K) and the scores of all experts (N, E)."""
