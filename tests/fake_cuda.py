@@ -101,7 +101,7 @@ def main(recipe: str, *overrides: str) -> dict[str, Any]:
 
     def tolist(self: FakeTensor) -> list[float]:
         note("tolist")
-        return [1.0] * self.numel()
+        return [1.0 if self.is_floating_point() else 1] * self.numel()
 
     class Generator(torch.Generator):
         """A CPU's: there is none for this device."""

@@ -33,9 +33,10 @@ def updates(recipe: str, *overrides: str) -> dict[str, Any]:
     [
         ("p2", ()),  # its 4 micro-batches of 24 × 512 tokens
         pytest.param("p2", TINY_P2, marks=pytest.mark.slow),
+        pytest.param("p2", (*TINY_P2, "optimizer.qk_clip=100"), marks=pytest.mark.slow),
         pytest.param("p2_mhla", TINY_P2, marks=pytest.mark.slow),
         pytest.param("small", (), marks=pytest.mark.slow),
-        pytest.param("p1_30m", TINY, marks=pytest.mark.slow),
+        pytest.param("p1_30m", (*TINY, "train.micro_batch_size=2"), marks=pytest.mark.slow),
         pytest.param("small", ("model.attention.kind=causal_mhla",), marks=pytest.mark.slow),
     ],
 )
