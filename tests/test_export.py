@@ -101,7 +101,8 @@ def test_logits_of_real_text_equal_those_of_transformers(family, tokenizer, text
 def test_transformers_balances_experts_as_hard_as_we_do(num_layers, tokenizer, text, tmp_path):
     model = build(attention=GQA, ffn=EXPERTS, tie_head=False, num_layers=num_layers)
     for block in model.layers():  # nearly equal loads: then their one loss is our layers' mean
-        block.ffn.router.weight.data.mul_(0.1)
+        ffn: Any = block.ffn
+        ffn.router.weight.data.mul_(0.1)
     export_hf(model, tokenizer, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.tensor([tokenizer.encode(text)[:128]])
