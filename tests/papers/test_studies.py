@@ -11,7 +11,7 @@ from muonlab.config import from_json, to_json
 from muonlab.data import LeakyWindowSplit
 from muonlab.lab.arms import Pair, contrasts
 from muonlab.lab.experiment import SCALES, Measurement, Scale, Study
-from muonlab.lab.rules import judge_difference, judge_interval
+from muonlab.lab.rules import DifferenceRule, IntervalRule, judge_difference
 from muonlab.papers import EXPERIMENTS
 
 STUDIES = [name for name, make in EXPERIMENTS.items() if isinstance(make("nano"), Study)]
@@ -128,7 +128,7 @@ def judged(losses, paper=-0.1, changed=None, family=(PUBLISHED, HONEST), regrets
         what="loss",
         published=PUBLISHED,
         honest=HONEST,
-        paper=paper,
+        rule=DifferenceRule(paper=paper),
         family=family,
     )
 
@@ -242,7 +242,9 @@ def test_what_a_search_may_have_lost_is_part_of_the_verdict():
     ],
 )
 def test_an_interval_is_judged_by_where_it_lies_and_how_wide_it_is(low, high, expected):
-    assert judge_interval(low, high, nothing=1, claimed=(0.48, 0.52)) == expected
+    rule = IntervalRule(what="a ratio", claimed=(0.48, 0.52), nothing=1)
+    assert rule.decide(low, high) == expected
+    assert rule.decide(low, high, p=0.2) == "inconclusive"
 
 
 def test_removing_newton_schulz_costs_more_refutes_the_ablation():
@@ -384,7 +386,7 @@ def test_the_headline_survives_divergence():
         budget = (lost["optimizer"] == optimizer) & (lost["budget"] == 0.25)
         lost.loc[budget, ["loss", "steady_seconds"]] = math.inf, math.nan
         (verdict,) = study.judge(lost)
-        assert verdict.verdict != "inconclusive", "budgets on both sides of the target remain"
+        assert verdict.verdict == "reproduced", "budgets on both sides of the target remain"
         assert "by a fitted power law an unknown share (runs diverged)" in verdict.sentence
         assert "an unknown share of its time" in verdict.sentence
     frame["loss"], frame["steady_seconds"] = math.inf, math.nan
@@ -393,7 +395,7 @@ def test_the_headline_survives_divergence():
 
 def test_compute_needs_two_seeds_with_all_their_runs():
     study, frame = compute_frame(0.5, seeds=range(2))
-    assert study.judge(frame)[0].verdict != "inconclusive"
+    assert study.judge(frame)[0].verdict == "direction only", "two seeds leave a wide interval"
     cut = (frame["seed"] == 1) & (frame["budget"] == 0.25)
     frame.loc[cut, "loss"] = math.nan  # missing, or ended by an error
     assert study.judge(frame)[0].verdict == "inconclusive"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from muonlab.cli import run
 from muonlab.config import override
-from muonlab.lab.experiment import Context, Measurement, Study, Verdict
+from muonlab.lab.experiment import Context, Finding, Measurement, Study, Verdict
 from muonlab.lab.plan import Plan
+from muonlab.lab.record import facts_of
 from muonlab.lab.results import StudyResults
 from muonlab.lab.statistics import holm, paired_difference, with_regret
 from muonlab.report.content import Banner, CurveFigure, IntervalFigure, Report, Table
-from muonlab.report.study import study_report, write_study
+from muonlab.report.kept import KeptResults
+from muonlab.report.study import made_of, rewrite_study, study_report, write_study
 from muonlab.report.study_tables import p_text
 from muonlab.runs import RunError
 
@@ -25,7 +28,8 @@ from .invented_studies import RATE, SEARCH, invented_study, make_runs
 
 
 def report_of(study: Study, root: Path) -> Report:
-    return study_report(StudyResults(study, root), {})
+    results = StudyResults(study, root)
+    return study_report(results, made_of(results, {}))
 
 
 def tables(report: Report) -> dict[str, dict[str, dict[str, str]]]:
@@ -371,6 +375,39 @@ def test_the_page_in_a_browser(whole: Path, tmp_path: Path) -> None:
         assert page.run("root.scrollWidth") <= 360
         assert not page.reported("Runtime.exceptionThrown")
         assert not page.reported("Log.entryAdded")
+
+
+def test_a_kept_report_is_made_anew_from_its_own_rows(whole: Path, tmp_path: Path) -> None:
+    study, out = invented_study(), tmp_path / "invented.nano"
+    write_study(study, whole, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    counts = {"validation": {"unigram": 6.2, "bigram": 5.3}}
+    rows = pd.read_csv(out / "runs.csv").assign(**counts["validation"])
+    rows.to_csv(out / "runs.csv", index=False)
+    results = KeptResults(study, out)
+    rewrite_study(study, out)
+    assert (out / "verdicts.json").read_bytes() == before["verdicts.json"]
+    assert (out / "trials.csv").read_bytes() == before["trials.csv"]
+    assert (out / "made.json").read_bytes() == before["made.json"]
+    curves = [name for name in before if name.startswith(("training-", "validation-", "search-"))]
+    assert len(curves) == len(results.pictures) > 2
+    assert all((out / name).read_bytes() == before[name] for name in curves)
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "Imaginary CPU" in text
+    assert "counts of pairs (bigram)" in text
+    assert "earlier definition" not in text
+    more = dataclasses.replace(study.arms[0], name="new")
+    with pytest.raises(RunError, match=r"no rows of new: these results are of an earlier"):
+        rewrite_study(dataclasses.replace(study, arms=(*study.arms, more)), out)
+
+
+def test_verdicts_hold_null_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    lost = Finding(name="lost", value=math.nan, about="", high=1.0, interval=(math.inf, 0.0))
+    verdict = Verdict(claim="T-1", verdict="inconclusive", sentence="", findings=(lost,))
+    text = json.dumps(facts_of([verdict]), allow_nan=False)
+    (found,) = json.loads(text)[0]["findings"]
+    assert found["value"] is None
+    assert found["interval"] == [None, 0.0]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

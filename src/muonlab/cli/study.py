@@ -136,28 +136,42 @@ def report(
     scale: AtScale = None,
     runs_dir: StudiesDir = STUDIES_DIR,
     results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
+    again: Annotated[
+        bool, tyro.conf.arg(help="make kept reports anew, by today's rules, from their own rows")
+    ] = False,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Write the reports of studies: a page, Markdown with pictures, CSV, verdicts.
 
     A report can be written at any time: it marks missing and failed runs. Without names, it covers
     all studies that have runs. It never overwrites a report that was made from more runs.
+
+    With --again it needs no runs: it judges the rows that a report has kept by today's rules, and
+    writes the report again. Pictures of curves and searches stay as they are.
     """
     from muonlab.lab.plan import folder, folder_name
-    from muonlab.report.study import write_study
+    from muonlab.report.study import rewrite_study, write_study
 
     experiments = chosen(studies, scale)
     if not studies:
-        experiments = [each for each in experiments if folder(each, runs_dir).is_dir()]
+        kept = results_dir if again else runs_dir
+        experiments = [each for each in experiments if folder(each, kept).is_dir()]
     if not experiments:
         raise UserError(
-            f"no study at scale {scale or 'small'} has runs below {runs_dir}; "
+            f"no study at scale {scale or 'small'} has a report below {results_dir}"
+            if again
+            else f"no study at scale {scale or 'small'} has runs below {runs_dir}; "
             f"`muonlab study run STUDY --scale {scale or 'small'}` makes them"
         )
     console = Console(markup=False, highlight=False, soft_wrap=True)
     refusals: list[str] = []
     for experiment in experiments:
         try:
-            page = write_study(experiment, runs_dir, results_dir / folder_name(experiment))
+            directory = results_dir / folder_name(experiment)
+            if again:
+                page = rewrite_study(experiment, directory, cache_dir)
+            else:
+                page = write_study(experiment, runs_dir, directory)
             console.print(f"wrote {page}")
         except UserError as refusal:
             refusals.append(str(refusal))

@@ -58,8 +58,15 @@ def compare(
 
     p is corrected after Holm over ``family``, all comparisons of the study, as in its table.
     """
-    pairs = [pair, *(other for other in family if other != pair)]
-    return corrected(contrasts(frame, pairs, measure))[0]
+    return compare_all(frame, [pair, *family], measure)[pair]
+
+
+def compare_all(
+    frame: pd.DataFrame, family: Sequence[Pair], measure: str = "loss"
+) -> dict[Pair, Difference]:
+    """Every pair's difference, p corrected after Holm over all of them."""
+    pairs = list(dict.fromkeys(family))
+    return dict(zip(pairs, corrected(contrasts(frame, pairs, measure)), strict=True))
 
 
 def contrasts(

@@ -55,13 +55,13 @@ def with_counts(
     )
 
 
-def count_losses(data: TokenData) -> dict[SplitName, dict[str, float]]:
+def count_losses(data: TokenData) -> dict[str, dict[str, float]]:
     """Cross-entropy of the training split's counts on validation and test, nats per token.
 
     Splits without two tokens are left out. Counting chooses nothing, so it may see the test split.
     """
     train = split_tokens(data, "train")
-    losses = {}
+    losses: dict[str, dict[str, float]] = {}
     has_test = isinstance(data.split, DocumentSplit)
     splits: tuple[SplitName, ...] = ("validation", "test") if has_test else ("validation",)
     for split in splits:

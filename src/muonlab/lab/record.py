@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -91,7 +91,20 @@ def write_facts(experiment: Experiment, root: Path, facts: Mapping[str, Any]) ->
 
 
 def write_verdicts(experiment: Experiment, root: Path, verdicts: list[Verdict]) -> None:
-    _write(folder(experiment, root), VERDICTS, [asdict(verdict) for verdict in verdicts])
+    _write(folder(experiment, root), VERDICTS, facts_of(verdicts))
+
+
+def facts_of(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Verdicts as JSON data: a number that is not finite is null, for JSON has none."""
+    return [_finite(asdict(verdict)) for verdict in verdicts]
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def status(experiment: Experiment, root: Path) -> Status:

@@ -12,7 +12,7 @@ from muonlab.lab.baselines import ADAMW_RANGE, MUON_RANGE, RATIO_RANGE, with_upd
 from muonlab.lab.compare import percent_of
 from muonlab.lab.cost import model_flops
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
-from muonlab.lab.rules import judge_interval
+from muonlab.lab.rules import IntervalRule
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.papers import scales
@@ -46,7 +46,11 @@ FAIR_NOTE = (
     "Both optimizers are tuned for two values, the rate of matrices and the ratio of all others' "
     "to it: with one rate for everything AdamW is a weak baseline, as p1-compute shows."
 )
-CLAIMED = (0.48, 0.52)
+COMPUTE_RULE = IntervalRule(
+    what="the ratio of FLOPs by interpolation, against the better AdamW",
+    claimed=(0.48, 0.52),
+    nothing=1,
+)
 
 
 def base(scale: Scale) -> RunConfig:
@@ -152,9 +156,8 @@ def _compute_verdict(frame: pd.DataFrame, configs: dict[str, RunConfig], scale: 
     muon = ours.get(deciding)
     return Verdict(
         claim="P1-compute",
-        verdict=judge_interval(muon.low, muon.high, nothing=1, claimed=CLAIMED)
-        if muon
-        else "inconclusive",
+        verdict=COMPUTE_RULE.decide(muon.low, muon.high) if muon else "inconclusive",
+        rule=COMPUTE_RULE.words,
         sentence=f"At {scale} scale, {'; '.join(texts)}. Judged by {deciding}, the better AdamW.",
         paper="48 to 52 % of the compute",
         ours=f"{percent_of(muon)} of the FLOPs" if muon else "",

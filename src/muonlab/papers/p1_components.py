@@ -9,9 +9,10 @@ import json
 import pandas as pd
 
 from muonlab.config import RunConfig, override
-from muonlab.lab.arms import Pair, compare
+from muonlab.lab.arms import Pair, compare_all
 from muonlab.lab.baselines import ADAMW_RANGE, MUON_RANGE
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
+from muonlab.lab.rules import COUNTS, DescribedRule
 from muonlab.lab.statistics import Difference, excludes_zero
 from muonlab.optim.config import MuonConfig
 from muonlab.optim.schedules import KELLER
@@ -33,6 +34,11 @@ OWN_RANGES = {
     "spectral": MUON_RANGE,
     "no.scale": (4e-3, 0.16),
 }
+
+COMPONENTS_RULE = DescribedRule(
+    words="The paper states no outcome, so nothing is judged. Changes that surely differ from 0 "
+    f"are named. {COUNTS}"
+)
 
 
 def defaults(scale: Scale) -> RunConfig:
@@ -214,23 +220,23 @@ def _components_verdict(
     """P1 states no outcome, so there is none to confirm; what differs surely is named."""
     texts = []
     family = [Pair(arm=name, baseline=DEFAULT) for changes in listed.values() for name in changes]
+    compared = compare_all(frame, family)
     for component, changes in listed.items():
-        found = {name: compare(frame, Pair(arm=name, baseline=DEFAULT), family) for name in changes}
+        found = {name: compared[Pair(arm=name, baseline=DEFAULT)] for name in changes}
         if any(difference.num_pairs < 2 for difference in found.values()):
             return Verdict(
                 claim="P1-15",
-                verdict="inconclusive",
+                verdict=COMPONENTS_RULE.decide(whole=False),
+                rule=COMPONENTS_RULE.words,
                 sentence=f"At {scale} scale, runs of {component} are missing.",
             )
         texts.append(f"{component}: {_surely(found)}")
-    count = sum(map(len, listed.values()))
     return Verdict(
         claim="P1-15",
-        verdict="measured, nothing claimed",
+        verdict=COMPONENTS_RULE.decide(whole=True),
         sentence=f"Changes of the loss against the defaults at {scale} scale that are surely "
         f"not 0: {'; '.join(texts)} (nats). The paper states no outcome.",
-        rule="A change counts if its 95 % interval leaves out 0 and its p, corrected after Holm "
-        f"over {count} comparisons, is below .05.",
+        rule=COMPONENTS_RULE.words,
         paper="15 components, no outcome",
         ours="; ".join(texts),
     )

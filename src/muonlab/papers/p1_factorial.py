@@ -11,16 +11,28 @@ import math
 import pandas as pd
 
 from muonlab.config import RunConfig
-from muonlab.lab.arms import Pair, compare, regret, values
+from muonlab.lab.arms import Pair, compare, pairs_of, regret, values
 from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict, VerdictName
-from muonlab.lab.rules import judge_interval, regret_text
-from muonlab.lab.statistics import EQUIVALENCE_MARGIN, Difference, factorial_effects, holm, scaled
+from muonlab.lab.rules import IntervalRule, StatedRule, regret_text
+from muonlab.lab.statistics import Difference, factorial_effects, holm, scaled
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
 from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
 from muonlab.papers.scales import SEEDS, attention, with_attention, with_optimizer
 
-CLAIMED = (-0.12, -0.08)  # of the perplexity
+PERPLEXITY_RULE = IntervalRule(
+    what="the relative change of the perplexity against the dense model of equal size",
+    claimed=(-0.12, -0.08),
+    nothing=0,
+)
+MARGIN = 0.05  # of the log of the perplexity: half of the gain that the paper claims
+PRODUCT_RULE = StatedRule(
+    words="Gains multiply where the interactions of the 2³ factorial, on the log of the "
+    "perplexity, are 0. Reproduced where the 95 % intervals of all four lie within "
+    f"±{MARGIN:g} nats; refuted where p of one, corrected after Holm over the four, is below .05; "
+    "else inconclusive.",
+    can_be=("reproduced", "refuted", "inconclusive"),
+)
 FACTORS = ("MLA", "MoE", "Muon")
 ATTENTIONS = ("mhsa", "mla")
 LEVELS = (ATTENTIONS, ("dense.total", "moe"), tuple(FAIR))  # of each factor
@@ -43,8 +55,22 @@ def factorial(scale: Scale) -> Study:
             )
         )
 
+    comparisons = tuple(
+        Comparison(arm=arm, baseline=baseline)
+        for arm, baseline in (
+            (WHOLE.arm, WHOLE.baseline),
+            (WHOLE.arm, "mhsa-dense.active-adamw"),
+            ("mla-dense.total-adamw", WHOLE.baseline),
+            ("mhsa-moe-adamw", WHOLE.baseline),
+            ("mhsa-dense.total-muon", WHOLE.baseline),
+        )
+    )
+
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        return [_perplexity_verdict(frame, scale), _interaction_verdict(frame, scale)]
+        return [
+            _perplexity_verdict(frame, scale, pairs_of(comparisons)),
+            _interaction_verdict(frame, scale),
+        ]
 
     return Study(
         name="p1-factorial",
@@ -54,16 +80,7 @@ def factorial(scale: Scale) -> Study:
         arms=tuple(arms),
         seeds=SEEDS,
         judge=judge,
-        comparisons=tuple(
-            Comparison(arm=arm, baseline=baseline)
-            for arm, baseline in (
-                (WHOLE.arm, WHOLE.baseline),
-                (WHOLE.arm, "mhsa-dense.active-adamw"),
-                ("mla-dense.total-adamw", WHOLE.baseline),
-                ("mhsa-moe-adamw", WHOLE.baseline),
-                ("mhsa-dense.total-muon", WHOLE.baseline),
-            )
-        ),
+        comparisons=comparisons,
         notes=(
             FAIR_NOTE,
             "Experts have a hidden width of their own; dense.active is as wide as the experts that "
@@ -88,22 +105,24 @@ def _with_feed_forward(config: RunConfig, name: str) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, ffn=dense))
 
 
-def _perplexity_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
+def _perplexity_verdict(frame: pd.DataFrame, scale: Scale, family: list[Pair]) -> Verdict:
     """From the 95 % interval of the perplexity's change against the dense model of equal size."""
     found = {
-        baseline: compare(frame, Pair(arm=WHOLE.arm, baseline=f"mhsa-{baseline}-adamw"))
+        baseline: compare(frame, Pair(arm=WHOLE.arm, baseline=f"mhsa-{baseline}-adamw"), family)
         for baseline in ("dense.total", "dense.active")
     }
     change = found["dense.total"]
     texts = [f"{_change(difference)} against {name}" for name, difference in found.items()]
     lost = "".join(f"; {said}" for said in (regret_text(change),) if said)
+    sure = f", p = {change.corrected_p:.2g} after Holm" if change.corrected_p < 1 else ""
     return Verdict(
         claim="P1-mla-moe-ppl",
-        verdict=judge_interval(
-            math.expm1(change.low), math.expm1(change.high), nothing=0, claimed=CLAIMED
+        verdict=PERPLEXITY_RULE.decide(
+            math.expm1(change.low), math.expm1(change.high), change.corrected_p
         ),
+        rule=PERPLEXITY_RULE.words,
         sentence=f"Perplexity of MLA + MoE + Muon at {scale} scale, every arm tuned: "
-        f"{'; '.join(texts)} with MHSA and AdamW (n = {change.num_pairs} seeds{lost}).",
+        f"{'; '.join(texts)} with MHSA and AdamW (n = {change.num_pairs} seeds{sure}{lost}).",
         paper="8 to 12 % better",
         ours=texts[0],
     )
@@ -117,8 +136,7 @@ def _change(difference: Difference) -> str:
 
 
 def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
-    """Of the 2³ factorial with dense.total: refuted where an interaction's p after Holm is below
-    .05, reproduced where all 95 % intervals lie within ±0.01 nats, else inconclusive.
+    """Of the 2³ factorial with dense.total, by `PRODUCT_RULE`.
 
     An interaction is shown as the departure from multiplying: log of what the factors bring
     together, less the logs of what each brings. A contrast of signs is 1/2 of it for two factors,
@@ -136,6 +154,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
             claim="P1-multiplicative",
             verdict="inconclusive",
             sentence=f"At {scale} scale, less than two seeds have all their runs.",
+            rule=PRODUCT_RULE.words,
         )
     perplexities: dict[tuple[int, ...], list[float]] = {
         cell: [math.exp(loss) for loss in found.loc[seeds]] for cell, found in losses.items()
@@ -149,7 +168,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
     verdict: VerdictName = "inconclusive"
     if any(p < 0.05 for p in corrected):
         verdict = "refuted"
-    elif all(max(-e.low, e.high) < EQUIVALENCE_MARGIN for e in interactions.values()):
+    elif all(max(-e.low, e.high) < MARGIN for e in interactions.values()):
         verdict = "reproduced"
     lost = "".join(f"; {said}" for said in (regret_text(effects[FACTORS[0]]),) if said)
     texts = [
@@ -163,4 +182,5 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         f"(n = {len(seeds)} seeds{lost}). Gains multiply where the products' effects are 0.",
         paper="the gains multiply",
         ours="; ".join(text for text in texts if "×" in text),
+        rule=PRODUCT_RULE.words,
     )

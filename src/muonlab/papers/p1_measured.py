@@ -12,6 +12,7 @@ import torch
 from muonlab.bench.decode import DENSE, LATENT, bench_decode
 from muonlab.config import OptimizerConfig, RunConfig
 from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
+from muonlab.lab.rules import CountRule, StatedRule
 from muonlab.model.accounting import account
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.polar import orthogonalise
@@ -24,6 +25,27 @@ HALF = 2  # bytes of a bf16 value
 CELLS = ((1, 256), (1, 4096), (32, 256), (32, 4096))  # batch and context of decoding
 SPECTRUM = (1e-3, 1e-2, 0.1, 1.0)  # singular values as shares of the largest
 FIVE, TEN = (f"P1's coefficients, {count} steps" for count in (5, 10))
+MEMORY_RULE = CountRule(
+    what="the share of the bytes that a training step or decoding saves",
+    claimed=0.66,
+    nothing=0.0,
+)
+SPEED_RULE = CountRule(
+    what="the speed-up, as the geometric mean of all batches and contexts,",
+    claimed=3.2,
+    nothing=1.0,
+)
+POLYNOMIALS_RULE = StatedRule(
+    words="Judged by the singular values after five steps. Reproduced where all lie within 0.05 of "
+    "1, from every smallest value; direction only where they lie between 0.5 and 1.5 from some; "
+    "else refuted.",
+    can_be=("reproduced", "direction only", "refuted"),
+)
+SIZES_RULE = StatedRule(
+    words="The claim is that such models were trained. Here they are built and take one update, "
+    "which tests no claim about training.",
+    can_be=("not testable at this scale",),
+)
 BAND = 0.05  # how far from 1 a singular value may be in a matrix that is called orthogonal
 
 
@@ -60,7 +82,8 @@ def memory(scale: Scale) -> Measurement:
         return [
             Verdict(
                 claim="P1-mla-moe-mem",
-                verdict=_memory_verdict(totals, saved),
+                verdict=MEMORY_RULE.decide(max(totals.values()), max(saved.values())),
+                rule=MEMORY_RULE.words,
                 sentence=f"MLA + MoE + Muon against dense MHSA + AdamW, as many parameters in all "
                 f"({ours['parameters'] / 1e6:.1f}M), batch {BATCH} of {LENGTH} tokens in bf16: "
                 f"{parts}; together, {whole}.",
@@ -117,16 +140,6 @@ def _less(share: float) -> str:
     return f"{abs(share) * 100:.0f} % {'less' if share >= 0 else 'more'}"
 
 
-def _memory_verdict(totals: dict[str, float], parts: dict[str, float]) -> VerdictName:
-    """Reproduced if all of training's or decoding's bytes fall by two thirds; direction only if
-    those of some part do, or a total falls at all."""
-    if max(totals.values()) >= 0.66:
-        return "reproduced"
-    if max(parts.values()) >= 0.66 or max(totals.values()) > 0:
-        return "direction only"
-    return "refuted"
-
-
 def inference(scale: Scale) -> Measurement:
     """Tokens a second of MLA + MoE against a dense MHSA model of as many parameters."""
 
@@ -148,15 +161,12 @@ def inference(scale: Scale) -> Measurement:
                 rows["batch"], rows["context"], speedups, strict=True
             )
         )
-        verdict: VerdictName = "direction only"
-        if max(speedups) <= 1:
-            verdict = "refuted"
-        elif math.exp(sum(map(math.log, speedups)) / len(speedups)) >= 3.2:
-            verdict = "reproduced"
+        middle = math.exp(sum(map(math.log, speedups)) / len(speedups))
         return [
             Verdict(
                 claim="P1-mla-moe-speed",
-                verdict=verdict,
+                verdict=SPEED_RULE.decide(middle, max(speedups)),
+                rule=SPEED_RULE.words,
                 sentence=f"Decoding with MLA and top-2 of 8 experts against dense MHSA of as many "
                 f"parameters, 60M, fp32: {cells}. Muon changes nothing here.",
                 paper="3.2× faster inference, on what it does not say",
@@ -234,6 +244,7 @@ def polynomials(scale: Scale) -> Measurement:
             Verdict(
                 claim="P1-ns",
                 verdict=verdict,
+                rule=POLYNOMIALS_RULE.words,
                 sentence="Singular values after the iteration, by the smallest one before it as a "
                 f"share of the largest (256 × 256, fp64): {FIVE}, {bands}; {others}. Mean "
                 f"distance from 1: {distance[FIVE]:.2f} after five steps, "
@@ -287,6 +298,7 @@ def sizes(scale: Scale) -> Measurement:
             Verdict(
                 claim="P1-scale",
                 verdict="not testable at this scale",
+                rule=SIZES_RULE.words,
                 sentence=f"The recipes build models of {built} parameters, and {steps} an update "
                 "with finite weights; training them needs a GPU: muonlab study run p1-compute "
                 "--scale paper.",

@@ -13,6 +13,7 @@ from muonlab.bench.attention import crossover, default_kinds, measure_attention
 from muonlab.bench.interleave import interleave
 from muonlab.config import OptimizerConfig
 from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
+from muonlab.lab.rules import DescribedRule, StatedRule
 from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
@@ -20,6 +21,22 @@ from muonlab.recipes import p2, p2_mhla
 
 PROFILE_ROWS = 8  # sequences of one timed pass
 LENGTHS = (512, 1024, 2048, 4096)
+PARAMETERS_RULE = StatedRule(
+    words="Reproduced where both numbers are the paper's exactly, else refuted.",
+    can_be=("reproduced", "refuted"),
+)
+STATE_RULE = StatedRule(
+    words='The claim is "up to 50 % less". Reproduced: some of the bytes are saved, half at most; '
+    "direction only: more than half; refuted: none.",
+    can_be=("reproduced", "direction only", "refuted"),
+)
+COST_RULE = StatedRule(
+    words="Judged by what is saved in full. Artefact: at some length that is less than half of the "
+    "factor that the paper's way of counting gives; refuted: nothing is saved at any length; else "
+    "reproduced.",
+    can_be=("reproduced", "refuted", "artefact of the protocol"),
+)
+PROFILE_RULE = DescribedRule()
 
 
 def parameters(scale: Scale) -> Measurement:
@@ -47,6 +64,7 @@ def parameters(scale: Scale) -> Measurement:
             Verdict(
                 claim="P2-params",
                 verdict="reproduced" if ours == paper else "refuted",
+                rule=PARAMETERS_RULE.words,
                 sentence=f"The models built from the stated shapes have {ours[0]:,} (MHSA) and "
                 f"{ours[1]:,} (MHLA) parameters.",
                 paper=" / ".join(f"{value:,}" for value in paper),
@@ -82,6 +100,7 @@ def optimizer_state(scale: Scale) -> Measurement:
             Verdict(
                 claim="P2-state",
                 verdict=_state_verdict(saved),
+                rule=STATE_RULE.words,
                 sentence=f"After one step at P2's shapes Muon's state takes {muon / 1e6:.1f} MB, "
                 f"AdamW's {adamw / 1e6:.1f} MB: {saved:.1%} less. Half is the limit for a model "
                 f"without embeddings, which stay with AdamW.",
@@ -101,7 +120,7 @@ def optimizer_state(scale: Scale) -> Measurement:
 
 
 def _state_verdict(saved: float) -> VerdictName:
-    """Of the claim "up to 50 % less": any saving up to a half is what it says; none refutes it."""
+    """By `STATE_RULE`."""
     if saved <= 0:
         return "refuted"
     return "reproduced" if saved <= 0.5 else "direction only"
@@ -145,6 +164,7 @@ def attention_cost(scale: Scale) -> Measurement:
             Verdict(
                 claim="P2-flops",
                 verdict=_cost_verdict(flops),
+                rule=COST_RULE.words,
                 sentence="Operations of MHSA over those of MHLA: "
                 + "; ".join(
                     f"at {n} tokens {quoted:.1f}× as the paper counts (scores alone), {full:.2f}× "
@@ -159,6 +179,7 @@ def attention_cost(scale: Scale) -> Measurement:
             Verdict(
                 claim="P2-mem",
                 verdict=_cost_verdict(memory),
+                rule=COST_RULE.words,
                 sentence="Memory of MHLA against MHSA: "
                 + "; ".join(
                     f"at {n} tokens {_change(quoted)} as the paper counts (one head's scores), "
@@ -189,11 +210,7 @@ def _change(factor: float) -> str:
 
 
 def _cost_verdict(ratios: dict[int, tuple[float, float]]) -> VerdictName:
-    """From (as the paper counts, in full) saving factors: does the paper's count carry over?
-
-    An artefact of the way of counting where the full saving is less than half of the counted one at
-    some length, refuted where nothing is saved at any.
-    """
+    """From saving factors (as the paper counts, in full), by `COST_RULE`."""
     if all(full <= 1 for _, full in ratios.values()):
         return "refuted"
     if any(full < counted / 2 for counted, full in ratios.values()):
@@ -239,7 +256,8 @@ def overhead(scale: Scale) -> Measurement:
         return [
             Verdict(
                 claim="P2-profile",
-                verdict="measured, nothing claimed",
+                verdict=PROFILE_RULE.decide(whole=True),
+                rule=PROFILE_RULE.words,
                 sentence=f"At P2's shapes and 49,152 tokens a step, gradients take "
                 f"{gradients:.1f} s, Muon's update {updates['muon']:.2f} s ({share:.1%} of the "
                 f"step), AdamW's {updates['adamw']:.2f} s: a step with Muon is {longer:.1%} "

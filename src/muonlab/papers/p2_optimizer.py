@@ -9,7 +9,7 @@ import dataclasses
 import pandas as pd
 
 from muonlab.config import OptimizerConfig
-from muonlab.lab.arms import Pair, compare, mean, pairs_of
+from muonlab.lab.arms import Pair, compare, compare_all, mean, pairs_of
 from muonlab.lab.experiment import (
     Arm,
     Comparison,
@@ -20,7 +20,7 @@ from muonlab.lab.experiment import (
     Verdict,
     VerdictName,
 )
-from muonlab.lab.rules import judge_difference
+from muonlab.lab.rules import COUNTS, DifferenceRule, StatedRule, judge_difference
 from muonlab.lab.statistics import excludes_zero
 from muonlab.optim.config import P2_ADAMW, P2_MUON, AdamWConfig
 from muonlab.papers.scales import (
@@ -41,6 +41,27 @@ TABLE2 = {  # loss, accuracy, seconds
 TABLE3_RATES = (0.001, 0.005, 0.01, 0.02, 0.05)
 TABLE3_BEST = {"lr": 0.05, "momentum": 0.95, "steps": 7}
 KELLER5 = (3.4445, -4.7750, 2.0315)
+TABLE1_RULE = DifferenceRule(paper=-0.132)
+ABLATION_RULE = StatedRule(
+    words=f"{COUNTS} Reproduced: removing momentum costs more than removing Newton–Schulz under "
+    "both protocols; refuted: it costs less as published; artefact: it costs more as published "
+    "and less once every arm is tuned.",
+    can_be=("reproduced", "refuted", "artefact of the protocol", "inconclusive"),
+)
+SENSITIVITY_RULE = StatedRule(
+    words=f"{COUNTS} One of the paper's best values, learning rate 0.05, momentum 0.95 or 7 steps, "
+    "is confirmed where all others of its kind are surely worse, and beaten where one is surely "
+    "better. Reproduced: all are confirmed under both protocols; direction only: some are as "
+    "published; refuted: one is beaten as published; artefact: one is beaten honestly alone. "
+    "Where our best rate is the smallest or the largest that we tried, it is inconclusive.",
+    can_be=(
+        "reproduced",
+        "direction only",
+        "refuted",
+        "artefact of the protocol",
+        "inconclusive",
+    ),
+)
 
 
 def table1(scale: Scale) -> Study:
@@ -88,7 +109,7 @@ def table1(scale: Scale) -> Study:
                 what=f"loss of Muon against AdamW after {long} updates",
                 published=Pair(arm=f"muon-{long}-published", baseline=f"adamw-{long}-published"),
                 honest=Pair(arm=f"muon-{long}-honest", baseline=f"adamw-{long}-honest"),
-                paper=-0.132,
+                rule=TABLE1_RULE,
                 family=pairs_of(comparisons),
             )
         ]
@@ -226,6 +247,7 @@ def _ablation_verdict(frame: pd.DataFrame, scale: Scale, family: list[Pair]) -> 
         f"costs {TABLE2['momentum-only'][0] - TABLE2['full'][0]:+.3f} and momentum "
         f"{TABLE2['ns-only'][0] - TABLE2['full'][0]:+.3f} nats",
         ours="; ".join(sentences),
+        rule=ABLATION_RULE.words,
     )
 
 
@@ -275,14 +297,7 @@ def table3(scale: Scale) -> Study:
 
 
 def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, ...]) -> Verdict:
-    """Whether the paper's best values, lr .05 (its edge), momentum .95 and 7 steps, are ours.
-
-    A value is confirmed where the paired 95 % intervals of all others of its axis lie above it, and
-    beaten where one lies below. Refuted where one is beaten as published, an artefact where one is
-    beaten honestly alone; reproduced where all are confirmed under both protocols, direction only
-    where some are as published. Otherwise inconclusive, as where our grid's lowest rate lies on its
-    edge.
-    """
+    """Whether the paper's best values are ours, by `SENSITIVITY_RULE`."""
     axes = {
         "lr": {rate: f"lr-{rate:g}" for rate in rates},
         "momentum": {0.9: "momentum-0.9", 0.95: "lr-0.01", 0.99: "momentum-0.99"},
@@ -295,6 +310,7 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
         for value, arm in arms.items()
         if value != TABLE3_BEST[axis]
     ]
+    compared = compare_all(frame, family)
     texts, edges = [], []
     beaten: dict[str, list[str]] = {}
     confirmed: dict[str, list[str]] = {}
@@ -304,11 +320,9 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
         for axis, arms in axes.items():
             losses = {value: mean(frame, f"{arm}-{short}") for value, arm in arms.items()}
             against = {
-                value: compare(
-                    frame,
-                    Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}"),
-                    family,
-                )
+                value: compared[
+                    Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}")
+                ]
                 for value, arm in arms.items()
                 if value != TABLE3_BEST[axis]
             }
@@ -317,6 +331,7 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
                     claim="P2-T3",
                     verdict="inconclusive",
                     sentence=f"At {scale} scale, runs of the grid are missing ({short}).",
+                    rule=SENSITIVITY_RULE.words,
                 )
             best = min(losses, key=lambda value: losses[value])
             better = [value for value in against if excludes_zero(against[value]) < 0]
@@ -349,5 +364,6 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
         f"intervals, better than all others: {best}; better than the paper's value: {surely}."
         f"{where}",
         paper="lr 0.05 (the edge of its grid), momentum 0.95, 7 steps; 18.6× between rates",
+        rule=SENSITIVITY_RULE.words,
         ours="; ".join(texts),
     )

@@ -224,7 +224,7 @@ class Section:
 
     title: str
     text: Sequence[str] = ()
-    items: Sequence["Table | Figure | Drawing | Samples | Banner"] = ()
+    items: Sequence["Table | Figure | Drawing | Picture | Samples | Banner"] = ()
 
     @property
     def figures(self) -> list[Figure]:
@@ -247,6 +247,18 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A figure that was drawn before, from what is no longer here."""
+
+    name: str
+    title: str
+    picture: bytes
+
+    def png(self) -> bytes:
+        return self.picture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """A whole report. ``notices`` are the warnings that a reader must see before any number.
 
@@ -265,9 +277,9 @@ class Report:
         return [figure for section in self.sections for figure in section.figures]
 
     @property
-    def drawings(self) -> list[Drawing]:
+    def drawings(self) -> list[Drawing | Picture]:
         items = [item for section in self.sections for item in section.items]
-        return [item for item in items if isinstance(item, Drawing)]
+        return [item for item in items if isinstance(item, Drawing | Picture)]
 
 
 def arms_of(figures: Sequence[Figure]) -> list[str]:

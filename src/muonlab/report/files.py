@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from muonlab.lab.experiment import VERDICTS, Verdict
+from muonlab.lab.record import facts_of
 from muonlab.report.content import Report
 from muonlab.report.figures import write_png
 from muonlab.report.markdown import to_markdown
@@ -31,8 +31,8 @@ def write_report(
     write_whole(directory / REPORT, to_markdown(report))
     write_whole(directory / RUNS, csv)
     if verdicts is not None:
-        facts = [asdict(verdict) for verdict in verdicts]
-        write_whole(directory / VERDICTS, json.dumps(facts, indent=2) + "\n")
+        facts = json.dumps(facts_of(verdicts), indent=2, allow_nan=False)
+        write_whole(directory / VERDICTS, f"{facts}\n")
     page = directory / PAGE
     write_whole(page, to_html(report))
     return page

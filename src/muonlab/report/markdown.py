@@ -10,6 +10,7 @@ from muonlab.report.content import (
     CurveFigure,
     Drawing,
     IntervalFigure,
+    Picture,
     Report,
     Samples,
     Table,
@@ -41,7 +42,7 @@ def _blocks(report: Report) -> Iterator[str]:
                     yield f"*{_text(item.caption)}*"
                 case Banner():
                     yield from _banner(item)
-                case CurveFigure() | IntervalFigure() | Drawing():
+                case CurveFigure() | IntervalFigure() | Drawing() | Picture():
                     yield f"![{_text(item.title)}]({item.name}.png)"
                 case Samples():
                     yield from _samples(item)

@@ -12,6 +12,7 @@ from muonlab.report.content import (
     CurveFigure,
     Drawing,
     IntervalFigure,
+    Picture,
     Report,
     Samples,
     Section,
@@ -40,7 +41,7 @@ def to_html(report: Report) -> str:
     )
     environment.tests |= {
         "table": lambda item: isinstance(item, Table),
-        "drawing": lambda item: isinstance(item, Drawing),
+        "drawing": lambda item: isinstance(item, Drawing | Picture),
         "figure": lambda item: isinstance(item, CurveFigure | IntervalFigure),
         "samples": lambda item: isinstance(item, Samples),
         "banner": lambda item: isinstance(item, Banner),
@@ -63,7 +64,7 @@ def to_html(report: Report) -> str:
     )
 
 
-def _png_uri(drawing: Drawing) -> str:
+def _png_uri(drawing: Drawing | Picture) -> str:
     return "data:image/png;base64," + base64.b64encode(drawing.png()).decode()
 
 

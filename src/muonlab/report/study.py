@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,26 @@ from muonlab.lab.experiment import Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import read_record
 from muonlab.lab.record import command
 from muonlab.lab.results import StudyResults, judge_measurement, measurement_frame
-from muonlab.report.content import Banner, Column, Drawing, Report, Section, Table
+from muonlab.report.content import (
+    Banner,
+    Column,
+    Drawing,
+    Figure,
+    Picture,
+    Report,
+    Section,
+    Table,
+)
 from muonlab.report.curves import CURVES, Series, clock_runs_forwards, curve_figures
 from muonlab.report.files import RUNS, write_report
 from muonlab.report.frames import hardware
+from muonlab.report.kept import (
+    KeptResults,
+    definition_changed,
+    read_made,
+    read_rows,
+    write_kept,
+)
 from muonlab.report.study_figures import label_figures, search_figures, value_figures
 from muonlab.report.study_tables import (
     PROTOCOLS,
@@ -32,6 +48,8 @@ from muonlab.report.verdicts import banner, findings_table
 from muonlab.runs import RunError
 
 TIMES_APART = 1.2
+MANY = 4  # names in a notice
+Item = Figure | Picture
 
 
 def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
@@ -45,13 +63,37 @@ def write_study(experiment: Experiment, root: Path, directory: Path) -> Path:
     if isinstance(experiment, Measurement):
         frame = measurement_frame(experiment, root)
         verdicts = judge_measurement(experiment, frame)
-        report = measurement_report(experiment, frame, verdicts, record)
+        lines, trials, machines = _origin(experiment, record), pd.DataFrame(), []
+        report = measurement_report(experiment, frame, verdicts, lines)
     else:
         results = StudyResults(experiment, root)
-        verdicts, frame = results.verdicts, results.frame
-        report = study_report(results, record)
+        verdicts, frame, trials = results.verdicts, results.frame, results.trials
+        lines, machines = made_of(results, record), hardware_of(results)
+        report = study_report(results, lines)
     _refuse_to_lose(experiment, frame, directory)
-    return write_report(report, directory, frame.to_csv(index=False), verdicts)
+    page = write_report(report, directory, frame.to_csv(index=False), verdicts)
+    write_kept(directory, trials, machines, lines)
+    return page
+
+
+def rewrite_study(experiment: Experiment, directory: Path, cache_dir: Path | None = None) -> Path:
+    """Make the report in ``directory`` anew by today's rules, from the rows that it has kept.
+
+    Nothing is measured again. Raises RunError where there are no rows, or where they lack arms that
+    the definition has today.
+    """
+    made = read_made(directory)
+    if isinstance(experiment, Measurement):
+        frame, trials = read_rows(directory), pd.DataFrame()
+        verdicts = judge_measurement(experiment, frame)
+        report = measurement_report(experiment, frame, verdicts, made["lines"])
+    else:
+        results = KeptResults(experiment, directory, cache_dir)
+        verdicts, frame, trials = results.verdicts, results.frame, results.trials
+        report = study_report(results, made["lines"])
+    page = write_report(report, directory, frame.to_csv(index=False), verdicts)
+    write_kept(directory, trials, made["hardware"], made["lines"])
+    return page
 
 
 def count_results(frame: pd.DataFrame) -> int:
@@ -76,8 +118,8 @@ def _refuse_to_lose(experiment: Experiment, frame: pd.DataFrame, directory: Path
         )
 
 
-def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
-    """The whole report as content."""
+def study_report(results: StudyResults | KeptResults, lines: Sequence[str]) -> Report:
+    """The whole report as content; ``lines`` say how it was made."""
     study, frame, trials = results.study, results.frame, results.trials
     labels = {arm.name: arm_label(arm) for arm in study.arms}
     series = [
@@ -105,20 +147,15 @@ def study_report(results: StudyResults, record: Mapping[str, Any]) -> Report:
         *(measured if "finished" in set(frame["status"]) else [_nothing_yet(study)]),
         Section(
             title="Tuning",
-            items=[trials_table(trials), *search_figures(study, trials, results.spaces)]
+            items=[trials_table(trials), *_searches(results)]
             if len(trials) and set(trials["status"]) != {"missing"}
             else (),
         ),
-        Section(title="Curves", items=curve_figures(series, CURVES, with_seconds=True)),
+        Section(title="Curves", items=_curves(results, series)),
         Section(title="Runs", items=[runs_table(study, made)] if len(made) else ()),
         Section(
             title="How it was made",
-            text=[
-                *study.notes,
-                splits_text(frame),
-                *_origin(study, record),
-                *_runs_origin(results),
-            ],
+            text=[*study.notes, splits_text(frame), *lines],
         ),
     ]
     return Report(
@@ -134,7 +171,7 @@ def measurement_report(
     measurement: Measurement,
     frame: pd.DataFrame,
     verdicts: list[Verdict],
-    record: Mapping[str, Any],
+    lines: Sequence[str],
 ) -> Report:
     """The report of something counted, timed or checked: its verdicts, its figure or its rows."""
     rows = Table(
@@ -153,9 +190,7 @@ def measurement_report(
                 text=_measured_text(measurement, frame),
                 items=[_drawing(measurement, frame) or rows] if len(frame) else (),
             ),
-            Section(
-                title="How it was made", text=[*measurement.notes, *_origin(measurement, record)]
-            ),
+            Section(title="How it was made", text=[*measurement.notes, *lines]),
         ],
     )
 
@@ -175,13 +210,32 @@ def _drawing(measurement: Measurement, frame: pd.DataFrame) -> Drawing | None:
     return Drawing(name="figure", title=measurement.question, canvas=canvas)
 
 
-def circumstances(results: StudyResults) -> str:
+def _searches(results: StudyResults | KeptResults) -> list[Item]:
+    if isinstance(results, KeptResults):
+        return [one for one in results.pictures if one.name.startswith("search-")]
+    return list(search_figures(results.study, results.trials, results.spaces))
+
+
+def _curves(results: StudyResults | KeptResults, series: Sequence[Series]) -> list[Item]:
+    if isinstance(results, KeptResults):
+        return [one for one in results.pictures if not one.name.startswith("search-")]
+    return list(curve_figures(series, CURVES, with_seconds=True))
+
+
+def hardware_of(results: StudyResults | KeptResults) -> list[str]:
+    """The machines that made the runs."""
+    if isinstance(results, KeptResults):
+        return results.made["hardware"]
+    return sorted({hardware(manifest) for manifest in results.manifests.values()})
+
+
+def circumstances(results: StudyResults | KeptResults) -> str:
     """Seeds, n, hardware and protocol, in one sentence each."""
     study, frame = results.study, results.frame
     finished = list(frame["status"]).count("finished")
     seeds = ", ".join(map(str, study.seeds))
     protocols = " and ".join(PROTOCOLS[name] for name in sorted({a.protocol for a in study.arms}))
-    machines = sorted({hardware(manifest) for manifest in results.manifests.values()})
+    machines = hardware_of(results)
     return (
         f"n = {finished} of {len(frame)} runs, seeds {seeds}. Protocol: {protocols}. "
         f"{' / '.join(machines) or 'No machine yet'}."
@@ -213,7 +267,8 @@ def _verdicts(experiment: Experiment, verdicts: list[Verdict]) -> Section:
         if claim not in judged
     ]
     items: list[Banner | Table] = [banner(verdict) for verdict in verdicts]
-    items += [findings_table(verdict) for verdict in verdicts if verdict.findings]
+    judged_by = [verdict for verdict in verdicts if verdict.findings]
+    items += [findings_table(verdict, number) for number, verdict in enumerate(judged_by, start=1)]
     return Section(title="Verdict", text=text, items=items)
 
 
@@ -230,7 +285,7 @@ def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
     for arm in study.arms:
         for warning in arm_warnings(arm):
             warned.setdefault(warning, []).append(arm.name)
-    notices = [f"{', '.join(arms)}: {warning}" for warning, arms in warned.items()]
+    notices = [f"{shortened(arms)}: {warning}" for warning, arms in warned.items()]
     counts = Counter(frame["status"])
     if missing := counts["missing"]:
         notices.append(f"{missing} of {len(frame)} runs are missing; `{command(study)}` makes them")
@@ -246,27 +301,38 @@ def _notices(study: Study, frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _doubts(results: StudyResults) -> list[str]:
+def _doubts(results: StudyResults | KeptResults) -> list[str]:
     """What a reader could take these runs for, and should not."""
     frame = results.frame
     apart = 1.0
+    notices = []
+    if isinstance(results, KeptResults):
+        if definition_changed(results.study, results.made["lines"]):
+            notices.append(
+                "These runs were made for an earlier definition of the study: arms are the same, "
+                "but searches had other numbers of trials. They are judged by today's rules."
+            )
+        if results.pictures:
+            notices.append(
+                "Figures of curves and searches are those of the first report; their text is in "
+                "the words of that time."
+            )
     for arm in results.study.arms:
         times = frame.loc[frame["arm"] == arm.name, "steady_seconds"].dropna().tolist()
         apart = max(apart, max(times) / min(times)) if times else apart
-    notices = []
     if apart > TIMES_APART:
         notices.append(
             f"Training times of an arm's seeds differ by up to {apart:.1f}×: the machine had other "
             "work, so times do not compare. Losses do not depend on it."
         )
     unknown = [
-        str(arm)
-        for arm in frame.dropna(subset=["val/loss"])["arm"].unique()
-        if math.isnan(regret(frame, str(arm)))
+        arm.name
+        for arm in results.study.arms
+        if arm.search and math.isnan(regret(frame, arm.name)) and mean(frame, arm.name) > 0
     ]
     if unknown:
         notices.append(
-            f"{', '.join(unknown)}: the regret of the search was not measured, so intervals hold "
+            f"{shortened(unknown)}: the regret of the search was not measured, so intervals hold "
             "the scatter of seeds alone; how well these arms were tuned is outside them."
         )
     if "bigram" in frame:
@@ -277,12 +343,12 @@ def _doubts(results: StudyResults) -> list[str]:
         ]
         if poor:
             notices.append(
-                f"{', '.join(poor)}: no better than counting which token follows which; such arms "
+                f"{shortened(poor)}: no better than counting which token follows which; such arms "
                 "say nothing about attention."
             )
     if followers := [arm.name for arm in results.study.arms if arm.tuned_as]:
         notices.append(
-            f"{', '.join(followers)}: tuned as another arm, whose regret they share; what their "
+            f"{shortened(followers)}: tuned as another arm, whose regret they share; what their "
             "own optimum would gain is not measured."
         )
     for arm, sides in results.edges.items():
@@ -298,12 +364,24 @@ def _doubts(results: StudyResults) -> list[str]:
     return notices
 
 
+def shortened(names: Sequence[str]) -> str:
+    """The first names, and how many more there are: a table marks or shows them all."""
+    if len(names) <= MANY + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MANY])} and {len(names) - MANY} more arms"
+
+
 def _clock_notices(curves: Mapping[str, pd.DataFrame]) -> list[str]:
     return [
         f"{Path(path).name}: its clock went backwards, so it is not drawn against seconds"
         for path, rows in curves.items()
         if not clock_runs_forwards(rows)
     ]
+
+
+def made_of(results: StudyResults, record: Mapping[str, Any]) -> list[str]:
+    """How a study's runs and its report were made, a fact a line."""
+    return [*_origin(results.study, record), *_runs_origin(results)]
 
 
 def _origin(experiment: Experiment, record: Mapping[str, Any]) -> list[str]:

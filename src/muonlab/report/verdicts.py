@@ -40,8 +40,11 @@ def signed(verdict: VerdictName) -> str:
     return f"{SIGNS[verdict]} {verdict}"
 
 
-def findings_table(verdict: Verdict) -> Table:
-    """The numbers that a verdict rests on, where each has to lie, and whether it does."""
+def findings_table(verdict: Verdict, number: int = 1) -> Table:
+    """The numbers that a verdict rests on, where each has to lie, and whether it does.
+
+    ``number``: which verdict of its report it is; a claim may have several.
+    """
     columns = (
         Column(key="finding", heading="Finding", wraps=True),
         Column(key="value", heading="Value"),
@@ -62,7 +65,7 @@ def findings_table(verdict: Verdict) -> Table:
         for found in verdict.findings
     ]
     return Table(
-        name=f"findings-{verdict.claim.lower()}",
+        name=f"findings-{verdict.claim.lower()}{'' if number == 1 else f'-{number}'}",
         caption=f"What {verdict.claim} is judged by. A requirement that fails leaves it open; a "
         "direction is the weaker statement that may hold where the claim does not.",
         frame=pd.DataFrame(rows, columns=[column.key for column in columns]),

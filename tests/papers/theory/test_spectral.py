@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonlab.lab.bounds import judge_findings
 from muonlab.lab.experiment import Context
 from muonlab.papers.theory import spectral, spectral_training
 from muonlab.papers.theory.training import hidden_matrices, moments, singular_values
@@ -109,5 +108,7 @@ def test_spectral_at_its_smallest(tmp_path: Path) -> None:
         num_updates=900, training_updates=20, training_seeds=(0,), probe_every=10
     )
     findings = spectral.find(spectral.measure(sizes, Context(cache_dir=tmp_path)))
-    assert judge_findings("P1-spectral", findings, "").verdict == "direction only"
-    assert "bound" in spectral.say(findings)
+    bound, prevention = spectral.judge_both(findings)
+    assert bound.verdict == "reproduced"
+    assert prevention.verdict == "inconclusive", "nothing exploded that could be prevented"
+    assert "no arm exploded" in prevention.sentence

@@ -27,6 +27,13 @@ from muonlab.papers.theory.spectral_training import ARMS, LOGIT_LIMIT, train_arm
 GRADIENTS = ("constant", "random", "outward")
 DECAYS = (0.1, 1.0)
 ROWS, COLUMNS = 12, 8
+EXPLODES = 10.0  # times its first value: a gradient that grows more has exploded
+PREVENTION = (  # the findings of the claim's second half
+    "explosion without the bound",
+    "logit that the bound allows, Muon λ = 0.1",
+    "gradient growth without decay over growth with it",
+    "gradient growth, Muon λ = 0.1",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,19 +65,41 @@ def measure(sizes: Sizes, context: Context) -> list[Row]:
     return rows
 
 
-def say(findings: list[Finding]) -> str:
-    """The outcome in a sentence."""
+def judge_both(findings: list[Finding]) -> list[Verdict]:
+    """The claim has two halves: that norms are bounded, and that this prevents explosion."""
+    prevention = [found for found in findings if found.name in PREVENTION]
+    bound = [found for found in findings if found.name not in PREVENTION]
+    return [
+        judge_findings("P1-spectral", bound, say_bound(findings)),
+        judge_findings("P1-spectral", prevention, say_prevention(findings)),
+    ]
+
+
+def say_bound(findings: list[Finding]) -> str:
+    """Of the bound on weights, in a sentence."""
+    found = {item.name: item.value for item in findings}
+    return (
+        "Of the bound: max(‖W₀‖₂, cs/λ) holds on problems and in training, where the largest norm "
+        f"of Muon is {found['norm over the bound in training, Muon']:.0%} of it, and Frank–Wolfe's "
+        "gap vanishes. It is due to weight decay: without it norms end "
+        f"{1 / found['norm with decay over norm without, Muon']:.2f} times as large."
+    )
+
+
+def say_prevention(findings: list[Finding]) -> str:
+    """Of what the bound prevents, in a sentence."""
     found = {item.name: item.value for item in findings}
     bound = found["logit that the bound allows, Muon λ = 0.1"]
     seen = found["largest logit seen, Muon λ = 0.1"]
     return (
-        "The bound max(‖W₀‖₂, cs/λ) holds on problems and in training, where Muon stays within "
-        f"{found['norm over the bound in training, Muon']:.0%} of it, and Frank–Wolfe's gap "
-        f"vanishes. It is due to weight decay: without it norms end "
-        f"{1 / found['norm with decay over norm without, Muon']:.2f} times as large. And it is "
-        f"vacuous for gradients: it allows attention logits of {bound:,.0f} where {seen:.1f} was "
-        f"the largest, and gradients grew {found['gradient growth, Muon λ = 0']:.1f} times without "
-        f"decay, {found['gradient growth, Muon λ = 0.1']:.1f} times with it."
+        "Of the prevention: no arm exploded, with the bound or without, so these runs could not "
+        "show it. "
+        if found["explosion without the bound"] < 1
+        else "Of the prevention: arms without the bound exploded. "
+    ) + (
+        f"The bound allows attention logits of {bound:,.0f} where {seen:.1f} was the largest, and "
+        f"gradients grew {found['gradient growth, Muon λ = 0']:.1f} times without decay, "
+        f"{found['gradient growth, Muon λ = 0.1']:.1f} times with it."
     )
 
 
@@ -211,6 +240,18 @@ def find(rows: list[Row]) -> list[Finding]:
             high=-0.9,
         ),
         Finding(
+            name="explosion without the bound",
+            value=max(
+                max(summary["largest_logit"] / LOGIT_LIMIT, summary["gradient_growth"] / EXPLODES)
+                for name, summary in summaries.items()
+                if name.startswith("AdamW") or name == "Muon λ = 0"
+            ),
+            low=1.0,
+            role="requirement",
+            about=f"largest logit over {LOGIT_LIMIT:g}, or growth of gradients over {EXPLODES:g}, "
+            "of AdamW and of Muon without decay: below 1 nothing exploded that could be prevented",
+        ),
+        Finding(
             name="logit that the bound allows, Muon λ = 0.1",
             value=muon["logit_bound"],
             high=LOGIT_LIMIT,
@@ -233,7 +274,7 @@ def find(rows: list[Row]) -> list[Finding]:
         Finding(
             name="gradient growth, Muon λ = 0.1",
             value=muon["gradient_growth"],
-            high=10.0,
+            high=EXPLODES,
             role="direction",
             about="largest norm of the hidden matrices' gradients over its first value",
         ),
@@ -377,9 +418,7 @@ def check(scale: Scale) -> Measurement:
     sizes = Sizes() if scale == "nano" else THOROUGH
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        rows = rows_of(frame)
-        findings = find(rows)
-        return [judge_findings("P1-spectral", findings, say(findings))]
+        return judge_both(find(rows_of(frame)))
 
     return Measurement(
         name="theory-spectral",
