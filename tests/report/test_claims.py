@@ -118,6 +118,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "P1-compute" in printed
     assert "index.html" in printed
     assert (tmp_path / "results" / "claims" / "verdicts.json").exists()
+    assert run(["claims", "--json", *places]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert {"P1-compute", "P2-leak"} <= {record["claim"]["id"] for record in records}
+    assert all(record["verdict"] is None and record["sentence"] for record in records)
 
 
 def test_without_committed_results_the_command_says_so(

@@ -1,6 +1,7 @@
 """The comparison on disk: its files, its labels, its warnings, its escapes."""
 
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -12,8 +13,15 @@ from muonlab.config import override
 from muonlab.recipes import nano
 from muonlab.report import comparison_table, read_runs, write_comparison
 from muonlab.report.comparison import arm_labels, compare
-from muonlab.report.content import CurveFigure, IntervalFigure, Report, Table
-from muonlab.report.curves import MAX_CURVE_POINTS
+from muonlab.report.content import Curve, CurveFigure, IntervalFigure, Report, Table
+from muonlab.report.curves import (
+    CURVES,
+    MAX_CURVE_POINTS,
+    MAX_FIGURE_POINTS,
+    Series,
+    curve_figures,
+)
+from muonlab.report.figures import svg
 
 from .conftest import WriteRun
 
@@ -168,6 +176,22 @@ def test_long_curves_are_thinned_and_keep_their_mean(write_run: WriteRun) -> Non
     whole = read_runs([path])[0][0].metrics["train/loss"].dropna()
     assert len(curve.x) == MAX_CURVE_POINTS
     assert curve.y.mean() == pytest.approx(whole.mean())
+
+
+def test_many_curves_share_the_points_of_a_figure() -> None:
+    steps = np.arange(1, 301)
+    metrics = pd.DataFrame({"step": steps, "tokens": 512 * steps, "train/loss": 9 / steps})
+    series = [Series(arm=f"arm {seed % 30}", seed=seed, metrics=metrics) for seed in range(100)]
+    (figure,) = curve_figures(series, CURVES[1:], with_seconds=False)
+    assert sum(len(curve.x) for curve in figure.curves) == MAX_FIGURE_POINTS
+
+
+def test_the_numbers_at_a_figures_axes_are_whole() -> None:
+    curve = Curve(arm="muon", seed=0, x=np.arange(2.0), y=np.array([4.451, 4.459]))
+    figure = CurveFigure(name="f", title="", x_label="", y_label="", curves=[curve])
+    written = re.findall(r">([\d.]+)</text>", svg(figure, {"muon": 0}))
+    assert "4.455" in written
+    assert len(set(written)) == len(written)
 
 
 def test_markdown_quotes_text_that_looks_like_markup(write_run: WriteRun, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """`muonlab claims`: what the papers claim, and what our runs say of it."""
 
+import dataclasses
+import json as json_format
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -10,12 +12,16 @@ from rich.table import Table
 
 from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR
 
+if TYPE_CHECKING:
+    from muonlab.report.claims import Entry
+
 
 def list_claims(
     *,
     report: Annotated[
         bool, tyro.conf.arg(help="also write the list as a page, into RESULTS-DIR/claims")
     ] = False,
+    json: Annotated[bool, tyro.conf.arg(help="print the list as JSON instead")] = False,
     runs_dir: Annotated[
         Path, tyro.conf.arg(help="where the folders of studies are kept")
     ] = STUDIES_DIR,
@@ -26,7 +32,6 @@ def list_claims(
     Where there is no verdict yet, it names the command that makes the missing runs.
     """
     from muonlab.report.claims import ledger, write_ledger
-    from muonlab.report.verdicts import signed
 
     if not results_dir.is_dir():
         warnings.warn(
@@ -35,6 +40,18 @@ def list_claims(
             stacklevel=2,
         )
     entries = ledger(runs_dir, results_dir)
+    if json:
+        print(json_format.dumps([dataclasses.asdict(entry) for entry in entries], indent=2))
+    else:
+        _print_table(entries)
+    if report:
+        written = f"wrote {write_ledger(entries, results_dir)}"
+        Console(stderr=json, markup=False, highlight=False, soft_wrap=True).print(written)
+
+
+def _print_table(entries: "list[Entry]") -> None:
+    from muonlab.report.verdicts import signed
+
     table = Table("claim", "paper, ours, why", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for entry in entries:
@@ -43,7 +60,4 @@ def list_claims(
         verdict = signed(entry.verdict) if entry.verdict else "– no verdict yet"
         source = [entry.source] if entry.source else []
         table.add_row(f"{entry.claim.id}\n{verdict}", "\n".join([*said, *source]), end_section=True)
-    console = Console(markup=False, highlight=False)
-    console.print(table)
-    if report:
-        console.print(f"wrote {write_ledger(entries, results_dir)}", soft_wrap=True)
+    Console(markup=False, highlight=False).print(table)

@@ -9,6 +9,8 @@ import pandas as pd
 from muonlab.report.content import Curve, CurveFigure, Numbers
 
 MAX_CURVE_POINTS = 100
+MAX_FIGURE_POINTS = 1600  # of all curves together: a page of 165 runs stays below 1 MB
+LEAST_CURVE_POINTS = 12
 Wanted = tuple[str, str, str, str]  # metric, file name, title, axis label
 
 CURVES: tuple[Wanted, ...] = (
@@ -42,6 +44,8 @@ def curve_figures(
     axes = [("tokens", "tokens", "training tokens")]
     if with_seconds:
         axes.append(("time", "seconds", "training time (s)"))
+    share = MAX_FIGURE_POINTS // max(len(series), 1)
+    most = min(max(share, LEAST_CURVE_POINTS), MAX_CURVE_POINTS)
     figures: list[CurveFigure] = []
     for metric, name, title, y_label in wanted:
         for key, unit, x_label in axes:
@@ -49,7 +53,7 @@ def curve_figures(
                 Curve(arm=one.arm, seed=one.seed, x=x, y=y)
                 for one in series
                 if key != "time" or clock_runs_forwards(one.metrics)
-                for x, y in [_points(one.metrics, key, metric)]
+                for x, y in [_points(one.metrics, key, metric, most)]
                 if len(x)
             ]
             if curves:
@@ -72,15 +76,15 @@ def clock_runs_forwards(metrics: pd.DataFrame) -> bool:
     return "time" not in metrics or bool(metrics["time"].dropna().is_monotonic_increasing)
 
 
-def _points(metrics: pd.DataFrame, x_key: str, metric: str) -> tuple[Numbers, Numbers]:
-    """A curve of at most `MAX_CURVE_POINTS` points: longer ones become means of chunks."""
+def _points(metrics: pd.DataFrame, x_key: str, metric: str, most: int) -> tuple[Numbers, Numbers]:
+    """A curve of at most ``most`` points: longer ones become means of chunks."""
     if x_key not in metrics or metric not in metrics:
         return np.empty(0), np.empty(0)
     if metric == "val/loss" and metrics.loc[metrics["step"] > 0, metric].count() > 1:
         metrics = metrics.loc[metrics["step"] > 0]
     points = metrics[[x_key, metric]].to_numpy(dtype=float)
     points = points[np.isfinite(points).all(axis=1)]
-    if len(points) > MAX_CURVE_POINTS:
-        chunks = np.array_split(points, MAX_CURVE_POINTS)
+    if len(points) > most:
+        chunks = np.array_split(points, most)
         points = np.stack([chunk.mean(axis=0) for chunk in chunks])
     return points[:, 0], points[:, 1]

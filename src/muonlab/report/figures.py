@@ -78,11 +78,24 @@ def svg(figure: Figure, order: Mapping[str, int]) -> str:
     picture = drawn.getvalue()
     picture = picture[picture.index("<svg") :]
     picture = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", picture, flags=re.S)
-    picture = re.sub(r'<g id="[a-z_]+\d*">', "<g>", picture)  # ids are the page's own
+    picture = re.sub(r'<g id="[^"]*">', "<g>", picture)  # ids are the page's own
+    picture = re.sub(r" font-family: [^;\"]*;", "", picture)  # the page's own
+    picture = re.sub(r"<[^>]*>", _with_tenths, picture)  # not the text between the tags
     picture = re.sub(r"\s*\n\s*", "\n", picture)
+    picture = re.sub(r'(?<=d=")M [-\d. \nML]*', _without_repeated_l, picture)
     for placeholder, name in PLACEHOLDERS.items():
         picture = picture.replace(placeholder, f"var(--{name})")
     return picture.replace("<svg ", '<svg role="img" ', 1)
+
+
+def _with_tenths(tag: re.Match[str]) -> str:
+    """Coordinates to a tenth of a point, finer than any screen."""
+    return re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", tag[0])
+
+
+def _without_repeated_l(path: re.Match[str]) -> str:
+    """A path of straight lines: pairs of numbers after the first are lines without saying so."""
+    return path[0].replace("\nL ", " ")
 
 
 class _Look:
@@ -125,7 +138,7 @@ def end_labels(figure: CurveFigure) -> list[tuple[str, float]]:
 def _draw(figure: Figure, axes: Axes, look: _Look, order: Mapping[str, int]) -> None:
     axes.grid(color=look.line, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=look.text, labelsize=look.font_size)
+    axes.tick_params(which="both", colors=look.text, labelsize=look.font_size)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(look.soft)

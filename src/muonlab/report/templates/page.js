@@ -19,15 +19,20 @@ function setTheme(theme) {
   for (const plot of plots) if (plot.data) draw(plot);
 }
 
-// plotly.js lies packed in the page: it is unpacked when the first figure is asked for.
-let unpacked;
-async function unpackPlotly() {
-  const packed = atob(document.getElementById("plotly").textContent);
+async function unpacked(id) {
+  const packed = atob(document.getElementById(id).textContent);
   const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
+// plotly.js and the figures' values lie packed in the page until the first figure is asked for.
+let unpacking;
+async function unpack() {
   const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
+  script.textContent = await unpacked("plotly");
   document.head.append(script);
+  return JSON.parse(await unpacked("figures"));
 }
 
 const options = {
@@ -37,9 +42,9 @@ const options = {
 
 // Draws an interactive figure in place of its picture, in the colours of the page.
 async function draw(plot) {
-  await (unpacked ??= unpackPlotly());
+  const figures = await (unpacking ??= unpack());
   const style = getComputedStyle(root);
-  const text = document.getElementById(`data-${plot.dataset.figure}`).textContent
+  const text = JSON.stringify(figures[plot.dataset.figure])
     .replace(/var\((--\w+)\)/g, (_, name) => style.getPropertyValue(name).trim());
   const {data, layout} = JSON.parse(text);
   layout.font.family = getComputedStyle(document.body).fontFamily;
