@@ -91,8 +91,8 @@ def resume(
     factory: Annotated[
         str | None,
         tyro.conf.arg(
-            help="of a run of optimizer.kind=custom: its factory, which is executed only if you "
-            "name it again",
+            help="name the factory of a custom optimizer again: its code is executed only if "
+            "you name it",
             metavar="FILE.py:NAME",
             help_behavior_hint="",
         ),
