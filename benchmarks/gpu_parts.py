@@ -24,7 +24,7 @@ from muonlab.bench.optimizer import SETS, our_optimizer, torch_optimizer
 from muonlab.config import RunConfig, override
 from muonlab.model.accounting import account
 from muonlab.optim.qk_clip import QKClip
-from muonlab.papers import scales
+from muonlab.papers.protocols import p2_base
 from muonlab.recipes import nano, recipe
 from muonlab.runs import RunDirectory
 from muonlab.train import train, training_step
@@ -232,7 +232,7 @@ def check_resumption(device: torch.device, tiny: bool) -> Rows:
 
 def train_paper_run(device: torch.device, tiny: bool) -> Rows:
     """P2's Muon run of table 2 as published, on the builtin corpus in place of Cosmopedia."""
-    config = scales.base("nano" if tiny else "paper", "as_published", updates=2 if tiny else 250)
+    config = p2_base("nano" if tiny else "paper", "as_published", updates=2 if tiny else 250)
     changes = ["train.evaluate_batches=2"] if tiny else [
         "data.source.kind=builtin", "data.tokenizer.kind=train", "data.tokenizer.vocab_size=49152",
         "data.max_documents=null", "data.max_characters_per_document=null",

@@ -22,12 +22,13 @@ from rich.table import Table
 
 from muonlab.bench.interleave import interleave, paired_ratio
 from muonlab.config import RunConfig
+from muonlab.lab.baselines import with_updates
 from muonlab.lab.executors import Executor, open_executor
 from muonlab.lab.experiment import Study
 from muonlab.lab.plan import Job, Plan
 from muonlab.lab.record import status, write_record
 from muonlab.lab.worker import Options
-from muonlab.papers import p1, scales
+from muonlab.papers.protocols import p1_base, p2_base
 from muonlab.report.study import write_study
 from muonlab.runs import RunDirectory
 from tests.report.browser import CHROMIUM, browser
@@ -99,7 +100,7 @@ def time_workers(console: Console, root: Path, rounds: int, updates: int) -> Non
     for layout in LAYOUTS:
         table.add_column(f"{layout} (s)", justify="right")
     table.add_column("Ratio", justify="right")
-    configs = {"P2's nano": scales.base("nano", "honest"), "P1's small": p1.base("small")}
+    configs = {"P2's nano": p2_base("nano", "honest"), "P1's small": p1_base("small")}
     with ExitStack() as stack:
         executors = {}
         for layout, (workers, threads) in LAYOUTS.items():
@@ -108,7 +109,7 @@ def time_workers(console: Console, root: Path, rounds: int, updates: int) -> Non
             executors[layout] = stack.enter_context(open_executor("local", workers, options, log))
         seeds = count()
         for name, config in configs.items():
-            short = scales.with_updates(config, updates)
+            short = with_updates(config, updates)
             timings = interleave(
                 {
                     layout: lambda executor=executor, config=short: two_runs(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from muonlab import machine
-from muonlab.config import RunConfig, to_dict
+from muonlab.config import OptimizerConfig, RunConfig, to_dict
 from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import DataError
 from muonlab.model import LanguageModel
@@ -39,6 +39,15 @@ def model_flops(config: RunConfig) -> float:
     settings = config.train
     tokens = settings.steps * settings.batch_size * settings.sequence_length
     return 3.0 * account(config.model, length=settings.sequence_length).forward_flops * tokens
+
+
+def state_bytes(model: LanguageModel, optimizer_config: OptimizerConfig) -> int:
+    """Bytes of an optimizer's state tensors after one step of that model."""
+    optimizer = optimizer_config.build(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    return optimizer.state_bytes()
 
 
 def estimate(configs: Sequence[RunConfig], cache_dir: Path | None) -> Cost:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from muonlab.lab.experiment import Experiment, Scale
 from muonlab.papers import p1_measured, p2_measured
-from muonlab.papers.p1 import compute
 from muonlab.papers.p1_batch import batch
 from muonlab.papers.p1_components import components
+from muonlab.papers.p1_compute import compute
 from muonlab.papers.p1_factorial import factorial
 from muonlab.papers.p1_stability import stability
 from muonlab.papers.p2_attention import crossover, latents, leak, table4

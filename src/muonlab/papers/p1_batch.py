@@ -15,8 +15,16 @@ from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
 from muonlab.lab.rules import StatedRule
 from muonlab.lab.statistics import trend
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
-from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
-from muonlab.papers.scales import SEEDS, with_batch, with_optimizer
+from muonlab.papers.protocols import (
+    FAIR,
+    FAIR_NOTE,
+    OPTIMIZERS,
+    SEEDS,
+    p1_base,
+    search_of,
+    with_batch,
+    with_optimizer,
+)
 
 FACTORS = (1 / 4, 1, 4, 8)  # of the base's batch
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0)  # of the base's tokens
@@ -35,7 +43,7 @@ BATCH_RULE = StatedRule(
 
 def batch(scale: Scale) -> Study:
     """Both optimizers at four batch sizes and four budgets of tokens, tuned at each batch size."""
-    config = base(scale)
+    config = p1_base(scale)
     sizes = [round(config.train.batch_size * factor) for factor in FACTORS]
     arms = []
     for size, name, budget in itertools.product(sizes, FAIR, BUDGETS):

@@ -16,11 +16,11 @@ from muonlab.lab.rules import COUNTS, DescribedRule
 from muonlab.lab.statistics import Difference, excludes_zero
 from muonlab.optim.config import MuonConfig
 from muonlab.optim.schedules import KELLER
-from muonlab.papers.p1 import base
-from muonlab.papers.scales import (
+from muonlab.papers.protocols import (
     LEARNING_RATE,
     SEEDS,
     attention,
+    p1_base,
     with_attention,
     with_optimizer,
 )
@@ -43,7 +43,7 @@ COMPONENTS_RULE = DescribedRule(
 
 def defaults(scale: Scale) -> RunConfig:
     """P1's run at that scale with MHSA, softmax gates and no shared expert, under Muon."""
-    config = with_optimizer(base(scale), MuonConfig(lr=0.012))  # results/small-learning-rate
+    config = with_optimizer(p1_base(scale), MuonConfig(lr=0.012))  # results/small-learning-rate
     config = with_attention(config, attention("mhsa", config))
     return override(config, ["model.ffn.gate=softmax", "model.ffn.num_shared_experts=0"])
 
@@ -220,9 +220,9 @@ def _components_verdict(
     """P1 states no outcome, so there is none to confirm; what differs surely is named."""
     texts = []
     family = [Pair(arm=name, baseline=DEFAULT) for changes in listed.values() for name in changes]
-    compared = compare_all(frame, family)
+    differences = compare_all(frame, family)
     for component, changes in listed.items():
-        found = {name: compared[Pair(arm=name, baseline=DEFAULT)] for name in changes}
+        found = {name: differences[Pair(arm=name, baseline=DEFAULT)] for name in changes}
         if any(difference.num_pairs < 2 for difference in found.values()):
             return Verdict(
                 claim="P1-15",

@@ -7,18 +7,28 @@ the whole. The claims are judged against the second, whose total size P1's figur
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from muonlab.config import RunConfig
 from muonlab.lab.arms import Pair, compare, pairs_of, regret, values
-from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict, VerdictName
+from muonlab.lab.experiment import Arm, Comparison, Label, Scale, Study, Verdict, VerdictName
+from muonlab.lab.grid import Changes, arm_name, grid
 from muonlab.lab.rules import IntervalRule, StatedRule, regret_text
 from muonlab.lab.statistics import Difference, factorial_effects, holm, scaled
 from muonlab.model.ffn import DenseConfig
 from muonlab.model.moe import MoEConfig
-from muonlab.papers.p1 import FAIR, FAIR_NOTE, OPTIMIZERS, base, search_of
-from muonlab.papers.scales import SEEDS, attention, with_attention, with_optimizer
+from muonlab.papers.protocols import (
+    FAIR,
+    FAIR_NOTE,
+    OPTIMIZERS,
+    SEEDS,
+    attentions,
+    p1_base,
+    search_of,
+)
 
 PERPLEXITY_RULE = IntervalRule(
     what="the relative change of the perplexity against the dense model of equal size",
@@ -35,25 +45,24 @@ PRODUCT_RULE = StatedRule(
 )
 FACTORS = ("MLA", "MoE", "Muon")
 ATTENTIONS = ("mhsa", "mla")
-LEVELS = (ATTENTIONS, ("dense.total", "moe"), tuple(FAIR))  # of each factor
+LEVELS = {  # of each factor
+    "attention": ATTENTIONS,
+    "feed-forward": ("dense.total", "moe"),
+    "optimizer": tuple(FAIR),
+}
 FEED_FORWARDS = ("dense.active", "dense.total", "moe")
 WHOLE = Pair(arm="mla-moe-muon", baseline="mhsa-dense.total-adamw")
 
 
 def factorial(scale: Scale) -> Study:
     """Twelve arms; the two kinds of dense layers share the rest of the design."""
-    config = base(scale)
-    arms = []
-    for kind, ffn, name in itertools.product(ATTENTIONS, FEED_FORWARDS, FAIR):
-        shaped = with_attention(_with_feed_forward(config, ffn), attention(kind, config))
-        arms.append(
-            Arm(
-                name=f"{kind}-{ffn}-{name}",
-                labels={"attention": kind, "feed-forward": ffn, "optimizer": name},
-                config=with_optimizer(shaped, OPTIMIZERS[name]),
-                search=search_of(FAIR[name]),
-            )
-        )
+    config = p1_base(scale)
+    factors: dict[str, Mapping[Label, Changes]] = {
+        "attention": attentions(*ATTENTIONS),
+        "feed-forward": {name: _feed_forward(name) for name in FEED_FORWARDS},
+        "optimizer": {name: {"optimizer": OPTIMIZERS[name]} for name in FAIR},
+    }
+    arms = grid(config, factors, search=lambda labels: search_of(FAIR[str(labels["optimizer"])]))
 
     comparisons = tuple(
         Comparison(arm=arm, baseline=baseline)
@@ -69,7 +78,7 @@ def factorial(scale: Scale) -> Study:
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         return [
             _perplexity_verdict(frame, scale, pairs_of(comparisons)),
-            _interaction_verdict(frame, scale),
+            _interaction_verdict(frame, scale, arms),
         ]
 
     return Study(
@@ -77,7 +86,7 @@ def factorial(scale: Scale) -> Study:
         scale=scale,
         question="Do MLA, MoE and Muon lower the perplexity, and do their gains multiply?",
         claims=("P1-mla-moe-ppl", "P1-multiplicative"),
-        arms=tuple(arms),
+        arms=arms,
         seeds=SEEDS,
         judge=judge,
         comparisons=comparisons,
@@ -88,6 +97,10 @@ def factorial(scale: Scale) -> Study:
             "same width.",
         ),
     )
+
+
+def _feed_forward(name: str) -> Callable[[RunConfig], RunConfig]:
+    return lambda config: _with_feed_forward(config, name)
 
 
 def _with_feed_forward(config: RunConfig, name: str) -> RunConfig:
@@ -135,7 +148,7 @@ def _change(difference: Difference) -> str:
     return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
-def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
+def _interaction_verdict(frame: pd.DataFrame, scale: Scale, all_arms: Sequence[Arm]) -> Verdict:
     """Of the 2³ factorial with dense.total, by `PRODUCT_RULE`.
 
     An interaction is shown as the departure from multiplying: log of what the factors bring
@@ -143,7 +156,7 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
     1/4 for three.
     """
     arms = {
-        cell: "-".join(names[side] for names, side in zip(LEVELS, cell, strict=True))
+        cell: arm_name(all_arms, **_labels(cell))
         for cell in itertools.product((0, 1), repeat=len(LEVELS))
     }
     losses = {cell: values(frame, arm) for cell, arm in arms.items()}
@@ -184,3 +197,10 @@ def _interaction_verdict(frame: pd.DataFrame, scale: Scale) -> Verdict:
         ours="; ".join(text for text in texts if "×" in text),
         rule=PRODUCT_RULE.words,
     )
+
+
+def _labels(cell: Sequence[int]) -> dict[str, Any]:
+    """Of the cell of the 2³ factorial: a factor's second level where the cell has a 1."""
+    return {
+        factor: levels[side] for (factor, levels), side in zip(LEVELS.items(), cell, strict=True)
+    }

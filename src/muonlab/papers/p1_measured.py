@@ -11,13 +11,13 @@ import torch
 
 from muonlab.bench.decode import DENSE, LATENT, bench_decode
 from muonlab.config import OptimizerConfig, RunConfig
+from muonlab.lab.cost import state_bytes
 from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
 from muonlab.lab.rules import CountRule, StatedRule
 from muonlab.model.accounting import account
 from muonlab.optim.config import AdamWConfig, MuonConfig
 from muonlab.optim.polar import orthogonalise
 from muonlab.optim.schedules import KELLER
-from muonlab.papers.p2_measured import state_bytes
 from muonlab.recipes import p1_30m, p1_60m, p1_60m_dense, p1_125m, p1_200m
 
 BATCH, LENGTH = 16, 1024  # of the activations and of the cache

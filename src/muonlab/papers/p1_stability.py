@@ -12,8 +12,7 @@ from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
 from muonlab.lab.rules import StatedRule
 from muonlab.lab.statistics import wilson
 from muonlab.optim.config import AdamWConfig, MuonConfig
-from muonlab.papers.p1 import base
-from muonlab.papers.scales import attention, with_attention, with_optimizer
+from muonlab.papers.protocols import attention, p1_base, with_attention, with_optimizer
 
 CENTRES: dict[str, OptimizerConfig] = {  # at the learning rates of results/small-learning-rate
     "adamw": AdamWConfig(lr=0.004),
@@ -27,7 +26,7 @@ ATTENTIONS = ("mhsa", "mla")
 
 def stability(scale: Scale) -> Study:
     """2 optimizers × 7 learning rates × 2 weight decays × 2 attentions × 2 seeds."""
-    config = base(scale)
+    config = p1_base(scale)
     arms = []
     for (name, centre), factor, decay, kind in itertools.product(
         CENTRES.items(), FACTORS, WEIGHT_DECAYS, ATTENTIONS

@@ -1,15 +1,17 @@
 """P2's experiments with attention, and with the split: table 4, the leak, crossover, latents."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pandas as pd
 
-from muonlab.config import RunConfig
+from muonlab.config import RunConfig, changed
 from muonlab.data import DocumentSplit
 from muonlab.lab.arms import Pair, compare, complete_seeds, mean, pairs_of
 from muonlab.lab.experiment import (
     Arm,
     Comparison,
+    Label,
     PaperRow,
     Protocol,
     Scale,
@@ -18,6 +20,7 @@ from muonlab.lab.experiment import (
     Verdict,
     VerdictName,
 )
+from muonlab.lab.grid import Changes, arm_name, grid
 from muonlab.lab.rules import (
     COUNTS,
     DescribedRule,
@@ -26,15 +29,15 @@ from muonlab.lab.rules import (
     judge_difference,
 )
 from muonlab.lab.statistics import EQUIVALENCE_MARGIN, equivalence_p, excludes_zero
-from muonlab.papers.scales import (
+from muonlab.papers.protocols import (
     ATTENTIONS,
     LEARNING_RATE,
     SEEDS,
     SHORT,
     UPDATES,
     attention,
-    base,
-    with_attention,
+    attentions,
+    p2_base,
     with_batch,
 )
 
@@ -57,39 +60,47 @@ LATENT_KINDS: dict[Protocol, str] = {"as_published": "mhla", "honest": "causal_m
 def table4(scale: Scale) -> Study:
     """Four attentions times four activations; "500 steps" are 125 updates of a smaller batch."""
     updates = UPDATES // 2
-    arms = []
-    for protocol in SHORT:
-        config = base(scale, protocol, updates=updates)
-        config = with_batch(config, config.train.batch_size * 2 // 3)
-        for kind in ATTENTIONS:
-            for activation in ACTIVATIONS:
-                tuned = protocol == "honest"
-                first = f"{kind}-{ACTIVATIONS[0]}-honest"
-                name = f"{kind}-{activation}-{SHORT[protocol]}"
-                arms.append(
-                    Arm(
-                        name=name.replace("_", "."),
-                        protocol=protocol,
-                        labels={"attention": kind, "activation": activation},
-                        config=_with_activation(
-                            with_attention(config, attention(kind, config)), activation
-                        ),
-                        search=Search(space={LEARNING_RATE: (2e-3, 0.2)})
-                        if tuned and name == first
-                        else None,
-                        tuned_as=first.replace("_", ".") if tuned and name != first else None,
-                    )
-                )
+    arms: list[Arm] = []
+    for protocol, short in SHORT.items():
+        config = p2_base(scale, protocol, updates=updates)
+        tuned = protocol == "honest"
+        arms += grid(
+            with_batch(config, config.train.batch_size * 2 // 3),
+            {
+                "attention": attentions(*ATTENTIONS),
+                "activation": {name: {"model.ffn.activation": name} for name in ACTIVATIONS},
+            },
+            name=f"{{attention}}-{{activation}}-{short}",
+            protocol=protocol,
+            search=Search(space={LEARNING_RATE: (2e-3, 0.2)}) if tuned else None,
+            tuned_at={"activation": ACTIVATIONS[0]} if tuned else None,
+        )
+
+    def named(protocol: Protocol, kind: str, activation: str) -> str:
+        return arm_name(arms, protocol, attention=kind, activation=activation)
 
     comparisons = tuple(
-        Comparison(arm=f"{kind}-relu-{short}", baseline=f"mhsa-relu-{short}")
-        for short in SHORT.values()
-        for kind in ("mhla", "causal.mhla", "mla")
+        Comparison(arm=named(protocol, kind, "relu"), baseline=named(protocol, "mhsa", "relu"))
+        for protocol in SHORT
+        for kind in ("mhla", "causal_mhla", "mla")
     ) + tuple(
-        Comparison(arm=f"mhsa-{activation}-{short}", baseline=f"mhsa-relu-{short}")
-        for short in SHORT.values()
-        for activation in ACTIVATIONS[1:]
+        Comparison(arm=named(protocol, "mhsa", other), baseline=named(protocol, "mhsa", "relu"))
+        for protocol in SHORT
+        for other in ACTIVATIONS[1:]
     )
+
+    pairs = {
+        protocol: Pair(
+            arm=named(protocol, "mhsa", "relu"), baseline=named(protocol, "mhla", "relu")
+        )
+        for protocol in SHORT
+    }
+
+    def order(frame: pd.DataFrame, protocol: Protocol) -> str:
+        losses = {name: mean(frame, named(protocol, "mhsa", name)) for name in ACTIVATIONS}
+        return ", ".join(
+            f"{name} {losses[name]:.3f}" for name in sorted(losses, key=lambda name: losses[name])
+        )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         verdict = judge_difference(
@@ -97,12 +108,12 @@ def table4(scale: Scale) -> Study:
             frame,
             scale,
             what="loss of MHSA against MHLA (not causal) with ReLU",
-            published=Pair(arm="mhsa-relu-published", baseline="mhla-relu-published"),
-            honest=Pair(arm="mhsa-relu-honest", baseline="mhla-relu-honest"),
+            published=pairs["as_published"],
+            honest=pairs["honest"],
             rule=TABLE4_RULE,
             family=pairs_of(comparisons),
         )
-        orders = "; ".join(f"{short}, {_order(frame, short)}" for short in SHORT.values())
+        orders = "; ".join(f"{SHORT[each]}, {order(frame, each)}" for each in SHORT)
         return [
             dataclasses.replace(
                 verdict,
@@ -125,7 +136,7 @@ def table4(scale: Scale) -> Study:
         judge=judge,
         comparisons=comparisons,
         paper=tuple(
-            PaperRow(arm=f"{kind}-{activation}-published", values={"loss": loss})
+            PaperRow(arm=named("as_published", kind, activation), values={"loss": loss})
             for kind, losses in paper.items()
             for activation, loss in losses.items()
         ),
@@ -137,16 +148,9 @@ def table4(scale: Scale) -> Study:
     )
 
 
-def _order(frame: pd.DataFrame, short: str) -> str:
-    losses = {name: mean(frame, f"mhsa-{name}-{short}") for name in ACTIVATIONS}
-    return ", ".join(
-        f"{name} {losses[name]:.3f}" for name in sorted(losses, key=lambda name: losses[name])
-    )
-
-
 def leak(scale: Scale) -> Study:
     """P2's run with its split, and with documents held out, training text of the same size."""
-    published = base(scale, "as_published")
+    published = p2_base(scale, "as_published")
     tokens = published.data.max_tokens or 0
     halves = dataclasses.replace(
         published,
@@ -156,7 +160,7 @@ def leak(scale: Scale) -> Study:
             max_tokens=2 * tokens,
         ),
     )
-    fresh = dataclasses.replace(published, data=base(scale, "honest").data)
+    fresh = dataclasses.replace(published, data=p2_base(scale, "honest").data)
     arms = (
         Arm(
             name="leaky",
@@ -227,25 +231,24 @@ def crossover(scale: Scale) -> Study:
     """2000 updates of MHSA, MHLA and causal MHLA: does the latent attention overtake?"""
     updates = 2000
     kinds = ("mhsa", "mhla", "causal_mhla")
-    arms = []
-    for protocol in SHORT:
-        config = base(scale, protocol, updates=updates)
-        for kind in kinds:
-            arms.append(
-                Arm(
-                    name=f"{kind.replace('_', '.')}-{SHORT[protocol]}",
-                    protocol=protocol,
-                    labels={"attention": kind},
-                    config=_evaluated_every(
-                        with_attention(config, attention(kind, config)), updates // 8
-                    ),
-                )
-            )
+    arms: list[Arm] = []
+    for protocol, short in SHORT.items():
+        config = p2_base(scale, protocol, updates=updates)
+        arms += grid(
+            changed(config, {"train.evaluate_every": updates // 8}),
+            {"attention": attentions(*kinds)},
+            name=f"{{attention}}-{short}",
+            protocol=protocol,
+        )
+
+    def against_mhsa(protocol: Protocol, kind: str) -> Comparison:
+        return Comparison(
+            arm=arm_name(arms, protocol, attention=kind),
+            baseline=arm_name(arms, protocol, attention="mhsa"),
+        )
 
     comparisons = tuple(
-        Comparison(arm=f"{kind}-{short}", baseline=f"mhsa-{short}")
-        for short in SHORT.values()
-        for kind in ("mhla", "causal.mhla")
+        against_mhsa(protocol, kind) for protocol in SHORT for kind in ("mhla", "causal_mhla")
     )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
@@ -255,8 +258,8 @@ def crossover(scale: Scale) -> Study:
             scale,
             what=f"loss of MHLA (published) and causal MHLA (honest) against MHSA "
             f"after {updates} updates",
-            published=Pair(arm="mhla-published", baseline="mhsa-published"),
-            honest=Pair(arm="causal.mhla-honest", baseline="mhsa-honest"),
+            published=Pair.of(against_mhsa("as_published", "mhla")),
+            honest=Pair.of(against_mhsa("honest", "causal_mhla")),
             rule=CROSSOVER_RULE,
             family=pairs_of(comparisons),
         )
@@ -282,31 +285,28 @@ def crossover(scale: Scale) -> Study:
 def latents(scale: Scale) -> Study:
     """32, 64 and 128 latents at 1024, 2048 and 4096 tokens: loss, time and memory."""
     updates = UPDATES // 2
-    arms = []
+    arms: list[Arm] = []
     for length in LATENT_LENGTHS:
         for protocol, kind in LATENT_KINDS.items():
-            config = base(scale, protocol, updates=updates)
-            config = _with_length(config, length)
-            arms.append(
-                Arm(
-                    name=f"mhsa-{length}-{SHORT[protocol]}",
+            config = _with_length(p2_base(scale, protocol, updates=updates), length)
+            none: dict[Label, Changes] = {0: {}}
+            latents: dict[Label, Changes] = {
+                count: {"model.attention": attention(kind, config, count)}
+                for count in LATENT_COUNTS
+            }
+            for attended, counts, name in (
+                ("mhsa", none, "{attention}-{length}"),
+                (kind, latents, "{attention}-{latents}-{length}"),
+            ):
+                arms += grid(
+                    config,
+                    {"attention": {attended: {}}, "length": {length: {}}, "latents": counts},
+                    name=f"{name}-{SHORT[protocol]}",
                     protocol=protocol,
-                    labels={"attention": "mhsa", "length": length, "latents": 0},
-                    config=config,
-                )
-            )
-            for count in LATENT_COUNTS:
-                arms.append(
-                    Arm(
-                        name=f"{kind.replace('_', '.')}-{count}-{length}-{SHORT[protocol]}",
-                        protocol=protocol,
-                        labels={"attention": kind, "length": length, "latents": count},
-                        config=with_attention(config, attention(kind, config, count)),
-                    )
                 )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        texts = [_latents_text(frame, length) for length in LATENT_LENGTHS]
+        texts = [_latents_text(frame, arms, length) for length in LATENT_LENGTHS]
         said = "; ".join(text for text in texts if text) or "no length has all its runs"
         enough = all(texts) and len(complete_seeds(frame)) > 1
         missing = "" if enough else " Runs are missing."
@@ -332,7 +332,10 @@ def latents(scale: Scale) -> Study:
         judge=judge,
         measures=("loss", "steady_seconds", "peak_memory_bytes"),
         comparisons=tuple(
-            Comparison(arm=arm.name, baseline=f"mhsa-{arm.labels['length']}-{SHORT[arm.protocol]}")
+            Comparison(
+                arm=arm.name,
+                baseline=arm_name(arms, arm.protocol, length=arm.labels["length"], latents=0),
+            )
             for arm in arms
             if arm.labels["latents"]
         ),
@@ -340,10 +343,12 @@ def latents(scale: Scale) -> Study:
     )
 
 
-def _latents_text(frame: pd.DataFrame, length: int) -> str:
+def _latents_text(frame: pd.DataFrame, all_arms: Sequence[Arm], length: int) -> str:
     """Loss by the number of latents, time and memory against plain attention's; "" without runs."""
-    plain = f"mhsa-{length}-honest"
-    arms = {count: f"causal.mhla-{count}-{length}-honest" for count in LATENT_COUNTS}
+    plain, *tried = (
+        arm_name(all_arms, "honest", length=length, latents=count) for count in (0, *LATENT_COUNTS)
+    )
+    arms: dict[int, str] = dict(zip(LATENT_COUNTS, tried, strict=True))
     losses = {count: mean(frame, arm) for count, arm in arms.items()}
     if any(pd.isna(loss) for loss in (*losses.values(), mean(frame, plain))):
         return ""
@@ -360,24 +365,15 @@ def _latents_text(frame: pd.DataFrame, length: int) -> str:
     )
 
 
-def _with_activation(config: RunConfig, activation: str) -> RunConfig:
-    ffn = dataclasses.replace(config.model.ffn, activation=activation)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, ffn=ffn))
-
-
 def _with_length(config: RunConfig, length: int) -> RunConfig:
     """The same number of tokens an update, or one sequence where that is more."""
-    train = config.train
-    sequences = max(1, train.batch_size * train.sequence_length // length)
-    return dataclasses.replace(
+    sequences = max(1, config.train.batch_size * config.train.sequence_length // length)
+    return changed(
         config,
-        model=dataclasses.replace(config.model, max_length=length),
-        train=dataclasses.replace(
-            train, sequence_length=length, batch_size=sequences, micro_batch_size=None
-        ),
+        {
+            "model.max_length": length,
+            "train.sequence_length": length,
+            "train.batch_size": sequences,
+            "train.micro_batch_size": None,
+        },
     )
-
-
-def _evaluated_every(config: RunConfig, updates: int) -> RunConfig:
-    train = dataclasses.replace(config.train, evaluate_every=updates)
-    return dataclasses.replace(config, train=train)

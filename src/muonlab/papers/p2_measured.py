@@ -11,10 +11,9 @@ import torch
 from muonlab import machine
 from muonlab.bench.attention import crossover, default_kinds, measure_attention
 from muonlab.bench.interleave import interleave
-from muonlab.config import OptimizerConfig
+from muonlab.lab.cost import state_bytes
 from muonlab.lab.experiment import Context, Measurement, Scale, Verdict, VerdictName
 from muonlab.lab.rules import DescribedRule, StatedRule
-from muonlab.model import LanguageModel
 from muonlab.model.accounting import account
 from muonlab.optim.config import P2_ADAMW, P2_MUON
 from muonlab.recipes import p2, p2_mhla
@@ -124,15 +123,6 @@ def _state_verdict(saved: float) -> VerdictName:
     if saved <= 0:
         return "refuted"
     return "reproduced" if saved <= 0.5 else "direction only"
-
-
-def state_bytes(model: LanguageModel, optimizer_config: OptimizerConfig) -> int:
-    """Bytes of an optimizer's state tensors after one step of that model."""
-    optimizer = optimizer_config.build(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    optimizer.step()
-    return optimizer.state_bytes()
 
 
 def attention_cost(scale: Scale) -> Measurement:

@@ -5,31 +5,35 @@ better, with the same budget for both.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from muonlab.config import OptimizerConfig
+from muonlab.config import changed
 from muonlab.lab.arms import Pair, compare, compare_all, mean, pairs_of
 from muonlab.lab.experiment import (
     Arm,
     Comparison,
+    Label,
     PaperRow,
+    Protocol,
     Scale,
     Search,
     Study,
     Verdict,
     VerdictName,
 )
+from muonlab.lab.grid import Changes, arm_name, grid
 from muonlab.lab.rules import COUNTS, DifferenceRule, StatedRule, judge_difference
-from muonlab.lab.statistics import excludes_zero
+from muonlab.lab.statistics import Difference, excludes_zero
 from muonlab.optim.config import P2_ADAMW, P2_MUON, AdamWConfig
-from muonlab.papers.scales import (
+from muonlab.papers.protocols import (
     LEARNING_RATE,
     SEEDS,
     SHORT,
     UPDATES,
-    base,
-    with_optimizer,
+    p2_base,
 )
 
 TABLE2 = {  # loss, accuracy, seconds
@@ -40,6 +44,7 @@ TABLE2 = {  # loss, accuracy, seconds
 }
 TABLE3_RATES = (0.001, 0.005, 0.01, 0.02, 0.05)
 TABLE3_BEST = {"lr": 0.05, "momentum": 0.95, "steps": 7}
+TABLE3_CENTRE = {"lr": 0.01, "momentum": 0.95, "steps": 5}  # one arm, labelled by its rate
 KELLER5 = (3.4445, -4.7750, 2.0315)
 TABLE1_RULE = DifferenceRule(paper=-0.132)
 ABLATION_RULE = StatedRule(
@@ -66,49 +71,48 @@ SENSITIVITY_RULE = StatedRule(
 
 def table1(scale: Scale) -> Study:
     """Muon against AdamW at "1000 steps" (250 updates) and "5000 steps" (1250)."""
-    arms = []
+    arms: list[Arm] = []
     for updates in (UPDATES, 5 * UPDATES):
-        for protocol in SHORT:
-            config = base(scale, protocol, updates=updates)
-            optimizers: dict[str, OptimizerConfig] = {"muon": P2_MUON, "adamw": P2_ADAMW}
+        for protocol, short in SHORT.items():
+            optimizers: dict[Label, Changes] = {
+                "muon": {"optimizer": P2_MUON},
+                "adamw": {"optimizer": P2_ADAMW},
+            }
             if protocol == "honest":  # the hybrid's own ratio of learning rates, for AdamW too
-                optimizers["adamw-groups"] = AdamWConfig(
-                    lr=0.01, other_lr_ratio=0.1, betas=(0.9, 0.999)
-                )
-            for name, optimizer in optimizers.items():
-                low, high = (2e-3, 0.2) if name == "muon" else (2e-4, 0.02)
-                arms.append(
-                    Arm(
-                        name=f"{name}-{updates}-{SHORT[protocol]}",
-                        protocol=protocol,
-                        labels={"optimizer": name, "updates": updates},
-                        config=with_optimizer(config, optimizer),
-                        search=Search(space={LEARNING_RATE: (low, high)})
-                        if protocol == "honest" and updates == UPDATES
-                        else None,
-                        tuned_as=f"{name}-{UPDATES}-honest"
-                        if protocol == "honest" and updates != UPDATES
-                        else None,
-                    )
-                )
+                grouped = AdamWConfig(lr=0.01, other_lr_ratio=0.1, betas=(0.9, 0.999))
+                optimizers["adamw-groups"] = {"optimizer": grouped}
+            arms += grid(
+                p2_base(scale, protocol, updates=updates),
+                {"optimizer": optimizers, "updates": {updates: {}}},
+                name=f"{{optimizer}}-{{updates}}-{short}",
+                protocol=protocol,
+                search=_table1_search if protocol == "honest" else None,
+                tuned_at={"updates": UPDATES},
+            )
 
+    def against(protocol: Protocol, updates: int, other: str) -> Comparison:
+        return Comparison(
+            arm=arm_name(arms, protocol, optimizer="muon", updates=updates),
+            baseline=arm_name(arms, protocol, optimizer=other, updates=updates),
+        )
+
+    long = 5 * UPDATES
     comparisons = tuple(
-        Comparison(arm=f"muon-{updates}-{short}", baseline=f"{other}-{updates}-{short}")
-        for updates in (UPDATES, 5 * UPDATES)
-        for short in SHORT.values()
-        for other in (("adamw", "adamw-groups") if short == "honest" else ("adamw",))
+        against(protocol, updates, other)
+        for updates in (UPDATES, long)
+        for protocol in SHORT
+        for other in (("adamw", "adamw-groups") if protocol == "honest" else ("adamw",))
     )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        long = 5 * UPDATES
         return [
             judge_difference(
                 "P2-T1",
                 frame,
                 scale,
                 what=f"loss of Muon against AdamW after {long} updates",
-                published=Pair(arm=f"muon-{long}-published", baseline=f"adamw-{long}-published"),
-                honest=Pair(arm=f"muon-{long}-honest", baseline=f"adamw-{long}-honest"),
+                published=Pair.of(against("as_published", long, "adamw")),
+                honest=Pair.of(against("honest", long, "adamw")),
                 rule=TABLE1_RULE,
                 family=pairs_of(comparisons),
             )
@@ -125,11 +129,11 @@ def table1(scale: Scale) -> Study:
         comparisons=comparisons,
         paper=(
             PaperRow(
-                arm=f"muon-{5 * UPDATES}-published",
+                arm=against("as_published", long, "adamw").arm,
                 values={"loss": 0.0476, "val/accuracy": 0.9907, "steady_seconds": 798},
             ),
             PaperRow(
-                arm=f"adamw-{5 * UPDATES}-published",
+                arm=against("as_published", long, "adamw").baseline,
                 values={"loss": 0.0547, "val/accuracy": 0.9881, "steady_seconds": 708},
             ),
         ),
@@ -140,6 +144,11 @@ def table1(scale: Scale) -> Study:
     )
 
 
+def _table1_search(labels: Mapping[str, Label]) -> Search:
+    rates = (2e-3, 0.2) if labels["optimizer"] == "muon" else (2e-4, 0.02)
+    return Search(space={LEARNING_RATE: rates})
+
+
 def table2(scale: Scale) -> Study:
     """Momentum and Newton–Schulz taken away, as published and with every arm tuned."""
     parts = {
@@ -148,42 +157,44 @@ def table2(scale: Scale) -> Study:
         "ns-only": dataclasses.replace(P2_MUON, momentum=0.0),
         "neither": dataclasses.replace(P2_MUON, schedule="none", momentum=0.0),
     }
-    arms = []
-    for protocol in SHORT:
-        for name, optimizer in parts.items():
-            raw = optimizer.schedule == "none"  # steps as long as the gradient, not of length 1
-            lr = (0.05, 50.0) if raw else (1e-3, 1.0)
-            ratio = (1e-5, 1e-2) if raw else (1e-3, 1.0)
-            arms.append(
-                Arm(
-                    name=f"{name}-{SHORT[protocol]}",
-                    protocol=protocol,
-                    labels={"variant": name},
-                    config=with_optimizer(base(scale, protocol), optimizer),
-                    search=Search(
-                        space={LEARNING_RATE: lr, "optimizer.adamw_lr_ratio": ratio}, trials=10
-                    )
-                    if protocol == "honest"
-                    else None,
-                )
-            )
+    raw = [name for name, part in parts.items() if part.schedule == "none"]  # of no set length
+
+    def search(labels: Mapping[str, Label]) -> Search:
+        long = labels["variant"] in raw
+        lr, ratio = ((0.05, 50.0), (1e-5, 1e-2)) if long else ((1e-3, 1.0), (1e-3, 1.0))
+        return Search(space={LEARNING_RATE: lr, "optimizer.adamw_lr_ratio": ratio}, trials=10)
+
+    arms = [
+        arm
+        for protocol, short in SHORT.items()
+        for arm in grid(
+            p2_base(scale, protocol),
+            {"variant": {name: {"optimizer": part} for name, part in parts.items()}},
+            name=f"{{variant}}-{short}",
+            protocol=protocol,
+            search=search if protocol == "honest" else None,
+        )
+    ]
+
+    def named(protocol: Protocol, variant: str) -> str:
+        return arm_name(arms, protocol, variant=variant)
 
     comparisons = tuple(
         Comparison(
-            arm=f"{name}-{short}",
-            baseline=f"full-{short}",
-            paper=TABLE2[name][0] - TABLE2["full"][0] if short == "published" else None,
+            arm=named(protocol, name),
+            baseline=named(protocol, "full"),
+            paper=TABLE2[name][0] - TABLE2["full"][0] if protocol == "as_published" else None,
         )
-        for short in SHORT.values()
+        for protocol in SHORT
         for name in parts
         if name != "full"
     ) + tuple(
-        Comparison(arm=f"momentum-only-{short}", baseline=f"ns-only-{short}")
-        for short in SHORT.values()
+        Comparison(arm=named(protocol, "momentum-only"), baseline=named(protocol, "ns-only"))
+        for protocol in SHORT
     )
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        return [_ablation_verdict(frame, scale, pairs_of(comparisons))]
+        return [_ablation_verdict(frame, scale, named, pairs_of(comparisons))]
 
     return Study(
         name="p2-table2",
@@ -196,7 +207,7 @@ def table2(scale: Scale) -> Study:
         comparisons=comparisons,
         paper=tuple(
             PaperRow(
-                arm=f"{name}-published",
+                arm=named("as_published", name),
                 values={"loss": loss, "val/accuracy": accuracy, "steady_seconds": seconds},
             )
             for name, (loss, accuracy, seconds) in TABLE2.items()
@@ -209,20 +220,27 @@ def table2(scale: Scale) -> Study:
     )
 
 
-def _ablation_verdict(frame: pd.DataFrame, scale: Scale, family: list[Pair]) -> Verdict:
+def _ablation_verdict(
+    frame: pd.DataFrame,
+    scale: Scale,
+    named: Callable[[Protocol, str], str],
+    family: list[Pair],
+) -> Verdict:
     """Which part costs more when it is removed: the paper says momentum."""
+
+    def difference(protocol: Protocol, arm: str, baseline: str) -> Difference:
+        pair = Pair(arm=named(protocol, arm), baseline=named(protocol, baseline))
+        return compare(frame, pair, family)
+
     costs = {
         short: {
-            name: compare(frame, Pair(arm=f"{arm}-{short}", baseline=f"full-{short}"), family)
+            name: difference(protocol, arm, "full")
             for name, arm in (("Newton–Schulz", "momentum-only"), ("momentum", "ns-only"))
         }
-        for short in SHORT.values()
+        for protocol, short in SHORT.items()
     }
     order = {
-        short: compare(
-            frame, Pair(arm=f"momentum-only-{short}", baseline=f"ns-only-{short}"), family
-        )
-        for short in SHORT.values()
+        short: difference(protocol, "momentum-only", "ns-only") for protocol, short in SHORT.items()
     }
     enough = all(difference.num_pairs >= 2 for difference in order.values())
     published, honest = (excludes_zero(order[short]) for short in ("published", "honest"))
@@ -254,22 +272,26 @@ def _ablation_verdict(frame: pd.DataFrame, scale: Scale, family: list[Pair]) -> 
 def table3(scale: Scale) -> Study:
     """Learning rate, momentum and Newton–Schulz steps, the rates extended past the paper's edge."""
     rates = (*TABLE3_RATES, 0.1, 0.2, 0.4)
-    grid: dict[str, dict] = {f"lr-{rate:g}": {"lr": rate} for rate in rates}
-    grid |= {f"momentum-{value:g}": {"momentum": value} for value in (0.9, 0.99)}
-    grid |= {f"steps-{count}": {"schedule": (KELLER5,) * count} for count in (3, 7)}
+    changes: list[tuple[str, float, dict[str, Any]]] = [
+        *(("lr", rate, {"optimizer.lr": rate}) for rate in rates),
+        *(("momentum", value, {"optimizer.momentum": value}) for value in (0.9, 0.99)),
+        *(("steps", count, {"optimizer.schedule": [KELLER5] * count}) for count in (3, 7)),
+    ]
     arms = tuple(
-        Arm(
-            name=f"{name}-{SHORT[protocol]}",
+        arm
+        for protocol, short in SHORT.items()
+        for axis, value, change in changes
+        for arm in grid(
+            changed(p2_base(scale, protocol), {"optimizer": P2_MUON}),
+            {axis: {float(value): change}},
+            name=f"{axis}-{{{axis}:g}}-{short}",
             protocol=protocol,
-            labels={name.split("-")[0]: float(name.split("-")[1])},
-            config=with_optimizer(base(scale, protocol), dataclasses.replace(P2_MUON, **changes)),
         )
-        for protocol in SHORT
-        for name, changes in grid.items()
     )
+    axes = {"lr": rates, "momentum": (0.9, 0.95, 0.99), "steps": (3.0, 5.0, 7.0)}
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
-        return [_sensitivity_verdict(frame, scale, rates)]
+        return [_sensitivity_verdict(frame, scale, arms, axes)]
 
     return Study(
         name="p2-table3",
@@ -280,14 +302,14 @@ def table3(scale: Scale) -> Study:
         seeds=SEEDS,
         judge=judge,
         comparisons=tuple(
-            Comparison(arm=arm.name, baseline=f"lr-0.01-{SHORT[arm.protocol]}")
+            Comparison(arm=arm.name, baseline=_on_axis(arms, arm.protocol, "lr", 0.01))
             for arm in arms
-            if not arm.name.startswith("lr-0.01-")
+            if arm.labels != {"lr": 0.01}
         ),
         paper=(
-            PaperRow(arm="lr-0.05-published", values={"loss": 0.3277}),
-            PaperRow(arm="lr-0.01-published", values={"loss": 2.5296}),
-            PaperRow(arm="steps-7-published", values={"loss": 2.4955}),
+            PaperRow(arm=_on_axis(arms, "as_published", "lr", 0.05), values={"loss": 0.3277}),
+            PaperRow(arm=_on_axis(arms, "as_published", "lr", 0.01), values={"loss": 2.5296}),
+            PaperRow(arm=_on_axis(arms, "as_published", "steps", 7), values={"loss": 2.4955}),
         ),
         notes=(
             "The centre of the grid, lr 0.01, momentum 0.95, 5 steps, is one arm: lr-0.01. "
@@ -296,33 +318,45 @@ def table3(scale: Scale) -> Study:
     )
 
 
-def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, ...]) -> Verdict:
+def _on_axis(arms: Sequence[Arm], protocol: Protocol, axis: str, value: float) -> str:
+    """The arm of that value; the centre of the grid lies on every axis."""
+    if value == TABLE3_CENTRE[axis]:
+        axis, value = "lr", TABLE3_CENTRE["lr"]
+    return arm_name(arms, protocol, **{axis: value})
+
+
+def _sensitivity_verdict(
+    frame: pd.DataFrame,
+    scale: Scale,
+    all_arms: Sequence[Arm],
+    axes: Mapping[str, Sequence[float]],
+) -> Verdict:
     """Whether the paper's best values are ours, by `SENSITIVITY_RULE`."""
-    axes = {
-        "lr": {rate: f"lr-{rate:g}" for rate in rates},
-        "momentum": {0.9: "momentum-0.9", 0.95: "lr-0.01", 0.99: "momentum-0.99"},
-        "steps": {3: "steps-3", 5: "lr-0.01", 7: "steps-7"},
+    names = {
+        protocol: {
+            axis: {value: _on_axis(all_arms, protocol, axis, value) for value in values}
+            for axis, values in axes.items()
+        }
+        for protocol in SHORT
     }
     family = [
-        Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}")
-        for short in SHORT.values()
-        for axis, arms in axes.items()
+        Pair(arm=arm, baseline=arms[TABLE3_BEST[axis]])
+        for protocol in SHORT
+        for axis, arms in names[protocol].items()
         for value, arm in arms.items()
         if value != TABLE3_BEST[axis]
     ]
-    compared = compare_all(frame, family)
+    differences = compare_all(frame, family)
     texts, edges = [], []
     beaten: dict[str, list[str]] = {}
     confirmed: dict[str, list[str]] = {}
     for protocol, short in SHORT.items():
         beaten[protocol], confirmed[protocol] = [], []
         found = []
-        for axis, arms in axes.items():
-            losses = {value: mean(frame, f"{arm}-{short}") for value, arm in arms.items()}
+        for axis, arms in names[protocol].items():
+            losses = {value: mean(frame, arm) for value, arm in arms.items()}
             against = {
-                value: compared[
-                    Pair(arm=f"{arm}-{short}", baseline=f"{arms[TABLE3_BEST[axis]]}-{short}")
-                ]
+                value: differences[Pair(arm=arm, baseline=arms[TABLE3_BEST[axis]])]
                 for value, arm in arms.items()
                 if value != TABLE3_BEST[axis]
             }
@@ -335,13 +369,13 @@ def _sensitivity_verdict(frame: pd.DataFrame, scale: Scale, rates: tuple[float, 
                 )
             best = min(losses, key=lambda value: losses[value])
             better = [value for value in against if excludes_zero(against[value]) < 0]
-            if axis == "lr" and best in (min(rates), max(rates)):
+            if axis == "lr" and best in (min(arms), max(arms)):
                 edges.append(short)
             found.append(f"{axis} {best:g} ({losses[best]:.3f} nats)")
             beaten[protocol] += [f"{axis} {value:g} ({short})" for value in better]
             if all(excludes_zero(difference) > 0 for difference in against.values()):
                 confirmed[protocol].append(f"{axis} {TABLE3_BEST[axis]:g} ({short})")
-        span = [mean(frame, f"{axes['lr'][rate]}-{short}") for rate in TABLE3_RATES]
+        span = [mean(frame, names[protocol]["lr"][rate]) for rate in TABLE3_RATES]
         found.append(f"{max(span) / min(span):.1f}× between the paper's rates")
         texts.append(f"{short}, {', '.join(found)}")
     verdict: VerdictName = "inconclusive"

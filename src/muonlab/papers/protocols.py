@@ -1,4 +1,8 @@
-"""P2's model and its two protocols at three scales: the same experiment, smaller.
+"""What the papers' studies share: base runs at three scales, optimizers, searches, small changes.
+
+P1 (arXiv 2509.24406): `p1_base`, and the contenders with what is tuned of them.
+
+P2: `p2_base`, its model and its two protocols: the same experiment, smaller.
 
 ``paper`` is P2 itself. At ``nano`` and ``small`` every ratio that its results hang on stays: head
 count and experts, four hidden widths, eight tokens a latent, updates, dropout, router noise, and in
@@ -10,10 +14,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from muonlab.config import OptimizerConfig, RunConfig, TrainConfig
+from muonlab.config import OptimizerConfig, RunConfig, TrainConfig, changed
 from muonlab.data import DataConfig, DocumentSplit, LeakyWindowSplit, TrainBPE
-from muonlab.lab.baselines import documents, with_updates
-from muonlab.lab.experiment import Protocol, Scale
+from muonlab.lab import baselines
+from muonlab.lab.baselines import (
+    ADAMW_RANGE,
+    MUON_RANGE,
+    RATIO_RANGE,
+    documents,
+    with_updates,
+)
+from muonlab.lab.experiment import Label, Protocol, Scale, Search
+from muonlab.lab.grid import Changes
 from muonlab.model import ModelConfig
 from muonlab.model.attention import (
     AttentionConfig,
@@ -23,9 +35,9 @@ from muonlab.model.attention import (
     MLAConfig,
 )
 from muonlab.model.moe import MoEConfig
-from muonlab.optim.config import P2_MUON
+from muonlab.optim.config import P2_MUON, AdamWConfig, MuonConfig
 from muonlab.optim.learning_rate import LinearConfig, P2Config
-from muonlab.recipes import COSMOPEDIA, p2
+from muonlab.recipes import COSMOPEDIA, p1_125m, p2
 
 UPDATES = 250  # "1000 steps" of P2: it counts micro-batches
 ATTENTIONS = ("mhsa", "mhla", "causal_mhla", "mla")
@@ -34,7 +46,53 @@ SEEDS = (0, 1, 2)
 LEARNING_RATE = "optimizer.lr"
 
 
-def base(scale: Scale, protocol: Protocol, *, updates: int = UPDATES) -> RunConfig:
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    "adamw": AdamWConfig(),
+    "adamw-groups": AdamWConfig(),  # embeddings and vectors at a rate of their own
+    "muon": MuonConfig(),
+    "muon-groups": MuonConfig(),
+    "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
+}
+RANGES = {
+    "adamw": ADAMW_RANGE,
+    "adamw-groups": ADAMW_RANGE,
+    "muon": MUON_RANGE,
+    "muon-groups": MUON_RANGE,
+    "placebo": MUON_RANGE,
+}
+RATIOS = {  # the field of the second value, a rate for embeddings and vectors
+    "adamw-groups": "optimizer.other_lr_ratio",
+    "muon-groups": "optimizer.adamw_lr_ratio",
+}
+FAIR = {"adamw": "adamw-groups", "muon": "muon-groups"}  # contenders of studies that have but two
+FAIR_NOTE = (
+    "Both optimizers are tuned for two values, the rate of matrices and the ratio of all others' "
+    "to it: with one rate for everything AdamW is a weak baseline, as p1-compute shows."
+)
+
+
+def p1_base(scale: Scale) -> RunConfig:
+    """P1's run at that scale, as long as budget 1."""
+    if scale == "nano":
+        return _p1_nano()
+    return with_updates(p1_125m(), 10_000) if scale == "paper" else baselines.base(scale)
+
+
+def _p1_nano() -> RunConfig:
+    """P2's honest run without what disturbs a comparison of optimizers."""
+    calm = {"model.dropout": 0.0, "model.ffn.router_noise": 0.0}
+    return with_updates(changed(p2_base("nano", "honest"), calm), 300)
+
+
+def search_of(optimizer: str) -> Search:
+    """The learning rate's range, and the ratio's for one with groups."""
+    space = {LEARNING_RATE: RANGES[optimizer]}
+    if optimizer not in RATIOS:
+        return Search(space=space)
+    return Search(space=space | {RATIOS[optimizer]: RATIO_RANGE}, trials=9)
+
+
+def p2_base(scale: Scale, protocol: Protocol, *, updates: int = UPDATES) -> RunConfig:
     """P2's Muon run with MHSA at that scale under that protocol, as long as ``updates``."""
     config = _PUBLISHED[scale]()
     if protocol == "honest":
@@ -80,6 +138,15 @@ def attention(kind: str, config: RunConfig, num_latents: int | None = None) -> A
         "causal_mhla": CausalMHLAConfig(num_heads=heads, num_latents=latents, chunk=chunk),
         "mla": MLAConfig(num_heads=heads, kv_rank=model.dim // 4, rope_dim=model.dim // heads // 2),
     }[kind]
+
+
+def attentions(*kinds: str) -> dict[Label, Changes]:
+    """Levels of a factor: every kind as `attention` makes it."""
+    return {kind: _with_kind(kind) for kind in kinds}
+
+
+def _with_kind(kind: str) -> Callable[[RunConfig], RunConfig]:
+    return lambda config: with_attention(config, attention(kind, config))
 
 
 def _scaled(

@@ -5,47 +5,20 @@ import math
 import numpy as np
 import pandas as pd
 
-from muonlab.config import OptimizerConfig, RunConfig, changed
-from muonlab.lab import baselines
+from muonlab.config import RunConfig
 from muonlab.lab.arms import complete_seeds, mean, regret
-from muonlab.lab.baselines import ADAMW_RANGE, MUON_RANGE, RATIO_RANGE, with_updates
+from muonlab.lab.baselines import with_updates
 from muonlab.lab.compare import percent_of
 from muonlab.lab.cost import model_flops
-from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
+from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict
 from muonlab.lab.rules import IntervalRule
 from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
-from muonlab.optim.config import AdamWConfig, MuonConfig
-from muonlab.papers import scales
-from muonlab.papers.scales import LEARNING_RATE, with_optimizer
-from muonlab.recipes import p1_125m
+from muonlab.papers.protocols import OPTIMIZERS, p1_base, search_of, with_optimizer
 
 SEEDS = (0, 1, 2, 3, 4)
 BUDGETS = (1 / 4, 1 / 2, 3 / 4, 1.0, 4 / 3)  # of AdamW's updates
 BASELINE = "adamw"
-OPTIMIZERS: dict[str, OptimizerConfig] = {
-    BASELINE: AdamWConfig(),
-    "adamw-groups": AdamWConfig(),  # embeddings and vectors at a rate of their own
-    "muon": MuonConfig(),
-    "muon-groups": MuonConfig(),
-    "placebo": MuonConfig(schedule="kaon"),  # Muon's singular vectors, a scrambled spectrum
-}
-RANGES = {
-    BASELINE: ADAMW_RANGE,
-    "adamw-groups": ADAMW_RANGE,
-    "muon": MUON_RANGE,
-    "muon-groups": MUON_RANGE,
-    "placebo": MUON_RANGE,
-}
 RIVALS = {BASELINE: "muon", "adamw-groups": "muon-groups"}  # like against like
-RATIOS = {  # the field of the second value, a rate for embeddings and vectors
-    "adamw-groups": "optimizer.other_lr_ratio",
-    "muon-groups": "optimizer.adamw_lr_ratio",
-}
-FAIR = {"adamw": "adamw-groups", "muon": "muon-groups"}  # contenders of studies that have but two
-FAIR_NOTE = (
-    "Both optimizers are tuned for two values, the rate of matrices and the ratio of all others' "
-    "to it: with one rate for everything AdamW is a weak baseline, as p1-compute shows."
-)
 COMPUTE_RULE = IntervalRule(
     what="the ratio of FLOPs by interpolation, against the better AdamW",
     claimed=(0.48, 0.52),
@@ -53,22 +26,9 @@ COMPUTE_RULE = IntervalRule(
 )
 
 
-def base(scale: Scale) -> RunConfig:
-    """P1's run at that scale, as long as budget 1."""
-    if scale == "nano":
-        return _nano()
-    return with_updates(p1_125m(), 10_000) if scale == "paper" else baselines.base(scale)
-
-
-def _nano() -> RunConfig:
-    """P2's honest run without what disturbs a comparison of optimizers."""
-    calm = {"model.dropout": 0.0, "model.ffn.router_noise": 0.0}
-    return with_updates(changed(scales.base("nano", "honest"), calm), 300)
-
-
 def compute(scale: Scale) -> Study:
     """Every optimizer at five budgets, each a run annealed to zero within it."""
-    whole = base(scale)
+    whole = p1_base(scale)
     arms = []
     for name, optimizer in OPTIMIZERS.items():
         for budget in BUDGETS:
@@ -116,14 +76,6 @@ def compute(scale: Scale) -> Study:
             "not due to equal singular values.",
         ),
     )
-
-
-def search_of(optimizer: str) -> Search:
-    """The learning rate's range, and the ratio's for one with groups."""
-    space = {LEARNING_RATE: RANGES[optimizer]}
-    if optimizer not in RATIOS:
-        return Search(space=space)
-    return Search(space=space | {RATIOS[optimizer]: RATIO_RANGE}, trials=9)
 
 
 def _arm(optimizer: str, budget: float) -> str:
