@@ -21,13 +21,14 @@ import tyro
 from scipy import stats
 
 from muonlab import allocator
+from muonlab.checkpoints import load_weights
 from muonlab.config import RunConfig
 from muonlab.data import TokenData
 from muonlab.model import LanguageModel
 from muonlab.model.attention import AttentionConfig, CausalMHLAConfig, MHSAConfig
 from muonlab.optim.config import MuonConfig
 from muonlab.recipes import small
-from muonlab.runs import RunDirectory, load_weights
+from muonlab.runs import RunDirectory
 from muonlab.train import train
 
 

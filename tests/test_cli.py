@@ -18,6 +18,7 @@ from tiny_runs import (
     write_text,
 )
 
+from muonlab.checkpoints import load_weights
 from muonlab.cli import run
 from muonlab.config import from_json, override
 from muonlab.data import LocalConfig, MixtureConfig, TokenData
@@ -25,7 +26,7 @@ from muonlab.evaluate import evaluate
 from muonlab.model import native
 from muonlab.model.accounting import account
 from muonlab.recipes import RECIPES, recipe
-from muonlab.runs import RunDirectory, load_weights
+from muonlab.runs import RunDirectory
 
 COMMANDS = {
     (): "Train, compare and run small Mixture-of-Experts language models.",

@@ -15,18 +15,11 @@ import torch
 from tiny_runs import Killed
 from torch import nn
 
+from muonlab.checkpoints import RunState, load_weights
 from muonlab.config import RunConfig, from_json, to_json
 from muonlab.optim import Muon
 from muonlab.recipes import nano
-from muonlab.runs import (
-    RunBusyError,
-    RunDirectory,
-    RunError,
-    RunState,
-    find_runs,
-    load_weights,
-    write_whole,
-)
+from muonlab.runs import RunBusyError, RunDirectory, RunError, find_runs, write_whole
 
 MANIFEST = {"data_hash": "d", "warnings": []}
 

@@ -20,12 +20,13 @@ from tiny_runs import (
 
 import muonlab.train
 from muonlab import machine
+from muonlab.checkpoints import Checkpoint
 from muonlab.config import RunConfig, override, stream_seed
 from muonlab.data import TokenData
 from muonlab.errors import InterruptedRun
 from muonlab.model import LanguageModel
 from muonlab.optim import Muon
-from muonlab.runs import Checkpoint, RunDirectory
+from muonlab.runs import RunDirectory
 from muonlab.signals import stop_signals
 from muonlab.train import (
     Batches,

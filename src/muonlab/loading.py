@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from muonlab import machine
+from muonlab.checkpoints import load_weights
 from muonlab.config import RunConfig
 from muonlab.data import TextTokenizer, TokenData
 from muonlab.model import LanguageModel
-from muonlab.runs import RunDirectory, RunError, load_weights
+from muonlab.runs import RunDirectory, RunError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
+from muonlab.checkpoints import CHECKPOINT_NAME, RunState, load_weights
 from muonlab.config import ConfigError, InitFrom, RunConfig, TrainConfig
 from muonlab.data import DataConfig, TextTokenizer, TokenizerFile, parse_tokenizer
 from muonlab.export import ExportError, import_hf, read_json
 from muonlab.loading import load
 from muonlab.model import LanguageModel, ModelConfig
-from muonlab.runs import CHECKPOINT_NAME, RunDirectory, RunError, RunState, load_weights, now
+from muonlab.runs import RunDirectory, RunError, now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

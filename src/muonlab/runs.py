@@ -18,56 +18,24 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import re
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
-import safetensors
-import safetensors.torch
-import torch
 from torch import nn
 
+from muonlab import checkpoints
+from muonlab.checkpoints import Checkpoint, RunState
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
 from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import TextTokenizer, parse_tokenizer
-from muonlab.errors import UserError
-
-CHECKPOINT_NAME = re.compile(r"step-(\d{8})$")
-
-
-class RunError(UserError):
-    """A run directory that cannot serve: one line naming the path and what is wrong."""
+from muonlab.run_files import RunError, as_json, one_line_errors, write_whole
 
 
 class RunBusyError(RunError):
     """Another process holds the run."""
-
-
-@dataclass(kw_only=True, slots=True)
-class RunState:
-    """What the loop carries besides weights. The dtype is settled once: a resumed run keeps it."""
-
-    dtype: str  # bf16 or fp32
-    seconds: float = 0.0
-    optimizer_seconds: float = 0.0
-    skipped_steps: int = 0
-    final: dict[str, float] = field(default_factory=dict)  # metrics of the latest evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """Training state after ``step`` updates."""
-
-    step: int
-    model: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    state: RunState
 
 
 class RunDirectory:
@@ -98,13 +66,13 @@ class RunDirectory:
         self, config: RunConfig, manifest: dict[str, Any], tokenizer: TextTokenizer | None = None
     ) -> None:
         """Start a run here, which keeps its tokenizer (None: only its corpus knows it)."""
-        with _one_line_errors(self.path):
+        with one_line_errors(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if tokenizer is not None:
                 text = tokenizer.to_json()
                 write_whole(self.path / "tokenizer.json", text)
                 manifest = manifest | {"tokenizer_sha256": _sha256(text)}
-            write_whole(self.path / "manifest.json", _json(manifest))
+            write_whole(self.path / "manifest.json", as_json(manifest))
             write_whole(self.path / "config.json", to_json(config))
 
     def extend(self, steps_more: int) -> RunConfig:
@@ -131,8 +99,8 @@ class RunDirectory:
             "fingerprint": config.fingerprint(),
             "extended": [*manifest.get("extended", []), extension],
         }
-        with self.lock(), _one_line_errors(self.path):
-            write_whole(self.path / "manifest.json", _json(changed))
+        with self.lock(), one_line_errors(self.path):
+            write_whole(self.path / "manifest.json", as_json(changed))
             (self.path / "summary.json").rename(self.path / f"summary-step-{done:08d}.json")
             write_whole(self.path / "config.json", to_json(config))
         return config
@@ -183,8 +151,8 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        with _one_line_errors(self.path):
-            write_whole(self.path / "summary.json", _json(summary))
+        with one_line_errors(self.path):
+            write_whole(self.path / "summary.json", as_json(summary))
 
     def status(self) -> str:
         """``finished``, ``running``, ``interrupted`` (has a checkpoint) or ``started``.
@@ -210,7 +178,7 @@ class RunDirectory:
 
         It waits a little, because `status` holds every run that it looks at for a moment.
         """
-        with _one_line_errors(self.path):
+        with one_line_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path / ".lock", timeout=wait_seconds)
             try:
@@ -238,7 +206,7 @@ class RunDirectory:
         self._append("log.txt", line)
 
     def _append(self, name: str, line: str) -> None:
-        with _one_line_errors(self.path), (self.path / name).open("a", encoding="utf-8") as file:
+        with one_line_errors(self.path), (self.path / name).open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -272,7 +240,7 @@ class RunDirectory:
         for name, rows in (("metrics.jsonl", self.metrics()), ("samples.jsonl", self.samples())):
             kept = [row for row in rows if step and row["step"] <= step]
             if rows or name == "metrics.jsonl":
-                with _one_line_errors(self.path):
+                with one_line_errors(self.path):
                     text = "".join(json.dumps(row) + "\n" for row in kept)
                     write_whole(self.path / name, text)
 
@@ -280,77 +248,17 @@ class RunDirectory:
 
     def checkpoint_steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
-        names = (path.name for path in self.checkpoints.glob("step-*"))
-        return sorted(int(match[1]) for name in names if (match := CHECKPOINT_NAME.match(name)))
+        return checkpoints.steps(self.checkpoints)
 
     def save_checkpoint(
-        self,
-        step: int,
-        model: nn.Module,
-        optimizer: AnyOptimizer,
-        state: RunState,
-        keep: int,
+        self, step: int, model: nn.Module, optimizer: AnyOptimizer, state: RunState, keep: int
     ) -> None:
-        """Write a checkpoint aside and rename it; then drop all but the newest ``keep``.
-
-        Raises RunError if it cannot be written; earlier checkpoints are then untouched.
-        """
-        target = self.checkpoints / f"step-{step:08d}"
-        if target.exists():
-            return
-        aside = self.checkpoints / f".writing-{step:08d}"
-        with _one_line_errors(aside):
-            for leftover in self.checkpoints.glob(".*"):  # of a process that died
-                shutil.rmtree(leftover)
-            try:
-                aside.mkdir(parents=True)
-                _save_model(model, aside / "model.safetensors")
-                with (aside / "optimizer.pt").open("wb") as file:  # Python's own: it names errors
-                    torch.save(optimizer.state_dict(), file)
-                sizes = {file.name: file.stat().st_size for file in aside.iterdir()}
-                facts = {"step": step, "state": asdict(state), "bytes": sizes}
-                (aside / "state.json").write_text(_json(facts))
-                for file in (*aside.iterdir(), aside):
-                    _flush(file)
-                aside.rename(target)
-                _flush(self.checkpoints)
-            except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-                shutil.rmtree(aside, ignore_errors=True)
-                if isinstance(error, OSError):
-                    raise
-                # torch and safetensors have errors of their own for a full disk
-                raise OSError(None, str(error).splitlines()[0]) from error
-            for old in self.checkpoint_steps()[:-keep]:
-                outdated = self.checkpoints / f".deleting-{old:08d}"
-                (self.checkpoints / f"step-{old:08d}").rename(outdated)
-                shutil.rmtree(outdated)
+        """Write a checkpoint, and drop all but the newest ``keep``; raises RunError."""
+        checkpoints.save(self.checkpoints, step, model, optimizer, state, keep)
 
     def load_checkpoint(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of ``step``, or the newest; raises RunError if absent or damaged."""
-        steps = self.checkpoint_steps()
-        if not steps:
-            raise RunError(f"{self.path} has no checkpoint yet")
-        chosen = steps[-1] if step is None else step
-        if chosen not in steps:
-            raise RunError(f"{self.path} has no checkpoint of step {step}; it has {steps}")
-        path = self.checkpoints / f"step-{chosen:08d}"
-        try:
-            facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            for name, size in facts["bytes"].items():
-                found = (path / name).stat().st_size
-                if found != size:
-                    raise RunError(f"{path / name} is damaged: {found} bytes, {size} expected")
-            return Checkpoint(
-                step=facts["step"],
-                model=safetensors.torch.load_file(path / "model.safetensors"),
-                optimizer=torch.load(path / "optimizer.pt", weights_only=True),
-                state=RunState(**facts["state"]),
-            )
-        except RunError:
-            raise
-        except Exception as error:  # every reader has its own kinds of complaint
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"{path} is damaged or no checkpoint: {reason}") from None
+        return checkpoints.load(self.checkpoints, step)
 
     def _read_json(self, name: str, *needed: str) -> dict[str, Any]:
         path = self.path / name
@@ -375,77 +283,10 @@ def find_runs(root: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for path in found]
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Put ``weights`` into the model; raises RunError naming the first thing that does not fit."""
-    expected = _tensors(model)
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            raise RunError(f"{source}: it lacks {name}, which the model has")
-        if name not in expected:
-            raise RunError(f"{source}: it has {name}, which the model lacks")
-        if expected[name].shape != weights[name].shape:
-            raise RunError(
-                f"{source}: {name} is {tuple(weights[name].shape)}, "
-                f"the model's is {tuple(expected[name].shape)}"
-            )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(weights[name])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written."""
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        _flush(aside)
-        aside.rename(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 def now() -> str:
     """UTC time, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, shared ones once."""
-    tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors
-
-
-def _save_model(model: nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(model).items()}
-    safetensors.torch.save_file(tensors, path)
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot write {error.filename or path}: {reason}") from error

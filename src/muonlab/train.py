@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from muonlab import machine
+from muonlab.checkpoints import RunState, load_weights
 from muonlab.config import ConfigError, RunConfig, stream_seed
 from muonlab.custom_optimizer import AnyOptimizer, weights_to_evaluate, weights_to_train
 from muonlab.data import SplitName, TokenData
@@ -19,7 +20,7 @@ from muonlab.model import LanguageModel
 from muonlab.optim.qk_clip import QKClip
 from muonlab.pretrained import load_pretrained
 from muonlab.progress import show_progress
-from muonlab.runs import RunDirectory, RunError, RunState, load_weights, now
+from muonlab.runs import RunDirectory, RunError, now
 from muonlab.sampling import make_sampler, printable
 from muonlab.signals import interrupted, stop_signals
 from muonlab.trackers import check_installed, open_trackers
