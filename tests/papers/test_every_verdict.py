@@ -13,9 +13,9 @@ from muonlab.lab.experiment import Arm, Experiment, Measurement, Study, VerdictN
 from muonlab.lab.rules import Rule
 from muonlab.papers import (
     EXPERIMENTS,
-    p1,
     p1_batch,
     p1_components,
+    p1_compute,
     p1_factorial,
     p1_measured,
     p1_stability,
@@ -28,7 +28,7 @@ from muonlab.papers.p1_measured import CELLS, FIVE, PARTS, SPECTRUM, TEN
 from muonlab.papers.theory import CHECKS
 
 RULES: dict[str, tuple[str, Rule]] = {  # claim → its experiment and its rule
-    "P1-compute": ("p1-compute", p1.COMPUTE_RULE),
+    "P1-compute": ("p1-compute", p1_compute.COMPUTE_RULE),
     "P1-batch": ("p1-batch", p1_batch.BATCH_RULE),
     "P1-mla-moe-mem": ("p1-memory", p1_measured.MEMORY_RULE),
     "P1-mla-moe-speed": ("p1-inference", p1_measured.SPEED_RULE),
