@@ -68,6 +68,8 @@ def test_the_best_trials_are_made_again_and_their_mean_chooses() -> None:
     choice = choose(search, trials, repeated)
     assert choice.values == {RATE: 3e-3}, "the best trial was lucky, and 3e-2 diverges"
     assert choice.regret == pytest.approx(0.1)
+    third = [Trial(values={RATE: 3e-2}, loss=loss) for loss in (4.5, 4.6)]
+    assert choose(search, trials, repeated[:4] + third).regret == pytest.approx(0.4)
     alone = choose(search, trials, repeated[:2])
     assert alone.values == {RATE: 1e-2}
     assert math.isnan(alone.regret), "nothing to compare with"

@@ -124,12 +124,12 @@ def test_what_counting_comes_to_stands_in_table_figure_and_notice(tmp_path: Path
     (tmp_path / "invented.nano" / "counts.json").write_text(counts)
     report = report_of(study, tmp_path)
     arms = tables(report)["arms"]
-    assert arms["counts of pairs (bigram)"]["Loss (nats/token)"] == "5.3000"
-    assert arms["counts of single tokens (unigram)"]["Runs"] == "counted"
+    assert arms["bigram"]["Loss (nats/token)"] == "5.3000"
+    assert arms["unigram"]["Runs"] == "counted"
     figure = next(f for f in report.figures if f.name == "values")
     assert isinstance(figure, IntervalFigure)
     assert set(figure.limits) == {6.2, 5.3}
-    assert figure.values["counts of pairs (bigram), honest"] == [5.3]
+    assert "bigram 5.300 (honest)" in figure.caption
     assert any("no better than counting" in notice for notice in report.notices)
 
 
@@ -394,9 +394,9 @@ def test_a_kept_report_is_made_anew_from_its_own_rows(whole: Path, tmp_path: Pat
     assert all((out / name).read_bytes() == before[name] for name in curves)
     text = (out / "report.md").read_text(encoding="utf-8")
     assert "Imaginary CPU" in text
-    assert "counts of pairs (bigram)" in text
+    assert "| bigram |" in text
     assert "earlier definition" not in text
-    more = dataclasses.replace(study.arms[0], name="new")
+    more = dataclasses.replace(study.arms[0], name="new", labels={})
     with pytest.raises(RunError, match=r"no rows of new: these results are of an earlier"):
         rewrite_study(dataclasses.replace(study, arms=(*study.arms, more)), out)
 

@@ -53,8 +53,8 @@ class Search:
     first.
 
     The best ``finalists`` are then trained again with ``repeats`` further seeds. The lowest mean of
-    these is chosen, and how far the next one lies above it is the search's regret: what the choice
-    may have lost. Without repeats the best trial is chosen and its regret is not measured.
+    these is chosen, and how far the others lie above it, at most, is the search's regret: what the
+    choice may have lost. Without repeats the best trial is chosen and its regret is not measured.
     """
 
     space: Mapping[str, tuple[float, float]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from muonlab.lab.experiment import Study
+from muonlab.lab.experiment import Protocol, Study
 from muonlab.lab.tuning import Box
 from muonlab.report.content import Curve, CurveFigure, Figure, IntervalFigure
 from muonlab.report.study_tables import (
@@ -36,8 +36,6 @@ def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
         if comparison.measure == measure.key and measure.key in frame
     }
     counted = counted_losses(frame) if measure.key == "loss" else []
-    for label, protocol, loss in counted:
-        arms[f"{label}, {PROTOCOLS[protocol]}"] = [loss]
     wanted = (
         ("values", f"{measure.heading} at the end", measure.heading, arms),
         ("differences", "Paired differences", f"difference: {measure.heading.lower()}", pairs),
@@ -48,7 +46,7 @@ def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
             title=title,
             value_label=label,
             caption="Points: seeds. Marks: mean and its 95 % t interval. Diverged runs are in the "
-            f"table only.{' Dotted: what counting comes to.' if counted else ''}",
+            f"table only.{_lines_text(counted) if name == 'values' else ''}",
             limits=[loss for _, _, loss in counted] if name == "values" else (),
             values={key: values for key, values in groups.items() if values},
             zero_line=name == "differences",
@@ -56,6 +54,12 @@ def value_figures(study: Study, frame: pd.DataFrame) -> list[Figure]:
         for name, title, label, groups in wanted
         if any(groups.values())
     ]
+
+
+def _lines_text(counted: list[tuple[str, Protocol, float]]) -> str:
+    """What the dotted lines are."""
+    lines = [f"{label} {loss:.3f} ({PROTOCOLS[protocol]})" for label, protocol, loss in counted]
+    return f" Dotted, what counting tokens comes to: {', '.join(lines)}." if lines else ""
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

@@ -109,8 +109,9 @@ def arms_table(study: Study, frame: pd.DataFrame) -> Table:
     return Table(
         name="arms",
         caption=f"Loss: of {split_words(frame)}. Mean over seeds ± half of its 95 % t interval; "
-        "one run has none. inf: a run diverged, and its other figures are left out. –: not "
-        f"measured. Training time: updates × the median update. {_papers_text(published)}",
+        "one run has none. Unigram and bigram: what counting single tokens and pairs of tokens of "
+        "the training text comes to. inf: a run diverged, and its other figures are left out. "
+        f"–: not measured. Training time: updates × the median update. {_papers_text(published)}",
         frame=pd.DataFrame(rows),
         columns=columns,
         half_widths=pd.DataFrame(halves),
@@ -137,11 +138,8 @@ def counted_losses(frame: pd.DataFrame) -> list[tuple[str, Protocol, float]]:
     several = Counter(row["protocol"] for row in kinds)
     found = []
     for row in kinds:
-        of = f", data of {row['arm']}" if several[row["protocol"]] > 1 else ""
-        found += [
-            (f"counts of single tokens (unigram{of})", row["protocol"], row["unigram"]),
-            (f"counts of pairs (bigram{of})", row["protocol"], row["bigram"]),
-        ]
+        of = f" of {row['arm']}'s text" if several[row["protocol"]] > 1 else ""
+        found += [(f"{kind}{of}", row["protocol"], row[kind]) for kind in ("unigram", "bigram")]
     return found
 
 
