@@ -78,7 +78,8 @@ def arms_table(study: Study, frame: pd.DataFrame) -> Table:
         halves.append(half)
         contenders.append(finished == len(study.seeds) and not arm_warnings(arm))
     for label, protocol, loss in counted_losses(frame) if "loss" in shown else ():
-        rows.append({"arm": label, "protocol": PROTOCOLS[protocol], "n": "counted", "loss": loss})
+        counted = {"protocol": PROTOCOLS[protocol], "n": "counted", "loss": loss}
+        rows.append({"arm": label, **dict.fromkeys(labels, ""), **counted})
         halves.append({})
         contenders.append(False)
     comparable = {
@@ -264,6 +265,8 @@ def _scatter(difference: Difference) -> str:
 def _regret(difference: Difference) -> str:
     if not any(difference.regret):
         return "not tuned"
+    if all(map(math.isnan, difference.regret)):
+        return "not measured"
     return " and ".join(
         "not measured" if math.isnan(lost) else f"{lost:.4f}" for lost in difference.regret
     )
