@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
@@ -29,13 +30,24 @@ def placed(module: Any) -> Any:
     return module.to(here())
 
 
+def only_on_the_cpu(why: str) -> None:
+    """Skip the running test elsewhere."""
+    if here().type != "cpu":
+        pytest.skip(why)
+
+
 @contextmanager
 def working_on(device: torch.device) -> Iterator[None]:
+    """fp32 is fp32 meanwhile: cuDNN's convolutions would take TF32."""
+    convolutions = torch.backends.cudnn.conv
+    precision = convolutions.fp32_precision
     _devices.append(device)
+    convolutions.fp32_precision = "ieee"
     try:
         with _CreateOn(device):
             yield
     finally:
+        convolutions.fp32_precision = precision
         _devices.pop()
 
 

@@ -13,7 +13,7 @@ from made_parameters import (
     parameters,
     set_gradients,
 )
-from on_device import here
+from on_device import here, only_on_the_cpu
 from torch import nn
 
 from muonlab.optim import Muon, NonfiniteGradientError
@@ -95,6 +95,7 @@ def test_under_grad_scaler():
 
 
 def test_inside_a_compiled_training_step():
+    only_on_the_cpu("torch.compile would trace what places the test's tensors")
     model, other = nn.Linear(6, 6), nn.Linear(6, 6)
     other.load_state_dict(model.state_dict())
     data = torch.randn(8, 6)
