@@ -39,7 +39,7 @@ def only_on_the_cpu(why: str) -> None:
 @contextmanager
 def working_on(device: torch.device) -> Iterator[None]:
     """fp32 is fp32 meanwhile: cuDNN's convolutions would take TF32."""
-    convolutions = torch.backends.cudnn.conv
+    convolutions: Any = torch.backends.cudnn.conv  # pyright: ignore[reportAttributeAccessIssue]
     precision = convolutions.fp32_precision
     _devices.append(device)
     convolutions.fp32_precision = "ieee"
