@@ -17,9 +17,10 @@ from torch import nn
 
 from muonlab.checkpoints import RunState, load_weights
 from muonlab.config import RunConfig, from_json, to_json
+from muonlab.files import write_whole
 from muonlab.optim import Muon
 from muonlab.recipes import nano
-from muonlab.runs import RunBusyError, RunDirectory, RunError, find_runs, write_whole
+from muonlab.runs import RunBusyError, RunDirectory, RunError, find_runs
 
 MANIFEST = {"data_hash": "d", "warnings": []}
 

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from muonlab.custom_optimizer import AnyOptimizer
-from muonlab.run_files import RunError, as_json, flush, one_line_errors
+from muonlab.files import as_json, flush
+from muonlab.run_errors import RunError, one_line_errors
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{8})$")
 

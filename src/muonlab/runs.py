@@ -31,7 +31,8 @@ from muonlab.checkpoints import Checkpoint, RunState
 from muonlab.config import ConfigError, RunConfig, from_json, to_json
 from muonlab.custom_optimizer import AnyOptimizer
 from muonlab.data import TextTokenizer, parse_tokenizer
-from muonlab.run_files import RunError, as_json, one_line_errors, write_whole
+from muonlab.files import as_json, write_whole
+from muonlab.run_errors import RunError, one_line_errors
 
 
 class RunBusyError(RunError):

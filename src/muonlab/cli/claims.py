@@ -3,14 +3,13 @@
 import dataclasses
 import json as json_format
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR
+from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, ResultsDir, StudiesDir
 
 if TYPE_CHECKING:
     from muonlab.report.claims import Entry
@@ -22,10 +21,8 @@ def list_claims(
         bool, tyro.conf.arg(help="also write the list as a page, into RESULTS-DIR/claims")
     ] = False,
     json: Annotated[bool, tyro.conf.arg(help="print the list as JSON instead")] = False,
-    runs_dir: Annotated[
-        Path, tyro.conf.arg(help="where the folders of studies are kept")
-    ] = STUDIES_DIR,
-    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
+    runs_dir: StudiesDir = STUDIES_DIR,
+    results_dir: ResultsDir = RESULTS_DIR,
 ) -> None:
     """List the papers' claims: the paper's value, ours, the verdict, the runs behind it.
 

@@ -1,13 +1,16 @@
-"""From the names on a command line to experiments: built-in ones, and those of a user's file."""
+"""From the names on a command line to experiments, built-in or of a user's file, and their cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from muonlab.errors import UserError
 from muonlab.spelling import did_you_mean
 
 if TYPE_CHECKING:
+    from muonlab.lab.engine import Resources
     from muonlab.lab.experiment import Experiment
 
 
@@ -19,6 +22,37 @@ def chosen(names: Sequence[str], scale: str | None) -> "list[Experiment]":
     for name in names or EXPERIMENTS:
         found += _own(Path(name), scale) if name.endswith(".py") else [_built_in(name, scale)]
     return found
+
+
+def print_cost(experiment: "Experiment", root: Path, resources: "Resources") -> None:
+    """Print what the missing runs of an experiment would cost."""
+    import torch
+
+    from muonlab.lab.cost import estimate
+    from muonlab.lab.executors import default_workers
+    from muonlab.lab.experiment import Measurement
+    from muonlab.lab.plan import Plan
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    if isinstance(experiment, Measurement):
+        console.print(f"{experiment.name}: a measurement, no runs")
+        return
+    torch.set_num_threads(resources.threads)
+    plan = Plan(experiment, root)
+    missing = {job.fingerprint: job.config for job in plan.jobs if plan.outcome(job) is None}
+    configs = list(missing.values())
+    configs += [arm.config for arm in plan.unnamed()]
+    cost = estimate(configs, resources.cache_dir)
+    workers = resources.workers or default_workers(resources.threads)
+    hours = cost.seconds / 3600 / workers
+    console.print(
+        f"{experiment.name} at scale {experiment.scale}: {cost.runs} runs to make, "
+        f"{cost.flops:.2e} FLOP, {hours:.2f} hours on this machine ({workers} at a time, threads "
+        f"each: {resources.threads}); disk: up to {workers * cost.checkpoint_bytes / 1e6:,.0f} MB "
+        f"of checkpoints while it runs, {cost.kept_bytes / 1e6:,.1f} MB afterwards"
+    )
+    for note in cost.notes:
+        console.print(f"note: {note}")
 
 
 def _built_in(name: str, scale: str | None) -> "Experiment":

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
-from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, Overrides
+from muonlab.cli.experiments import print_cost
+from muonlab.cli.options import (
+    RESULTS_DIR,
+    STUDIES_DIR,
+    CacheDir,
+    DryRun,
+    Overrides,
+    StudiesDir,
+    Threads,
+    Workers,
+)
 from muonlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,20 +53,10 @@ def compare_with_baselines(
         str, tyro.conf.arg(metavar="SCALE", help="nano takes minutes, small hours")
     ] = "nano",
     seeds: Annotated[int, tyro.conf.arg(help="runs of each arm, 2 or more")] = 5,
-    workers: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="how many runs to make at the same time",
-            help_behavior_hint="(default: usable cores divided by --threads)",
-        ),
-    ] = None,
-    threads: Annotated[int, tyro.conf.arg(help="CPU threads for each run")] = 1,
-    dry_run: Annotated[
-        bool, tyro.conf.arg(help="only print what the missing runs would cost")
-    ] = False,
-    runs_dir: Annotated[
-        Path, tyro.conf.arg(help="where the folders of studies are kept")
-    ] = STUDIES_DIR,
+    workers: Workers = None,
+    threads: Threads = 1,
+    dry_run: DryRun = False,
+    runs_dir: StudiesDir = STUDIES_DIR,
     results_dir: Annotated[
         Path, tyro.conf.arg(help="where reports are kept, and finished baselines are looked for")
     ] = RESULTS_DIR,
@@ -68,7 +68,6 @@ def compare_with_baselines(
     and writes a page. FIELD=VALUE changes optimizer.options.… or learning_rate.… of your runs.
     The same command again goes on after an interruption.
     """
-    from muonlab.cli.study import print_cost
     from muonlab.lab.engine import Resources, run_study
     from muonlab.lab.plan import folder_name
     from muonlab.lab.results import StudyResults

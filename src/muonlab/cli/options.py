@@ -51,6 +51,17 @@ Overrides = Annotated[
 Native = Annotated[
     bool, tyro.conf.arg(help="use faster CPU kernels, compiled once (needs a C++ compiler)")
 ]
+Workers = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="how many runs to make at the same time",
+        help_behavior_hint="(default: usable cores divided by --threads)",
+    ),
+]
+Threads = Annotated[int, tyro.conf.arg(help="CPU threads for each run")]
+DryRun = Annotated[bool, tyro.conf.arg(help="only print what the missing runs would cost")]
+StudiesDir = Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")]
+ResultsDir = Annotated[Path, tyro.conf.arg(help="where reports are kept")]
 Scale = Literal["nano", "small", "paper"]
 
 RUNS_DIR = Path("runs")

@@ -1,7 +1,6 @@
 """`muonlab study …`: list, show, run and report experiments: the papers', and your own."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -9,14 +8,22 @@ from rich.console import Console
 from rich.table import Table
 from tyro.extras import SubcommandApp
 
-from muonlab.cli.experiments import chosen
+from muonlab.cli.experiments import chosen, print_cost
 from muonlab.cli.optimizer_study import compare_with_baselines
-from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir
+from muonlab.cli.options import (
+    RESULTS_DIR,
+    STUDIES_DIR,
+    CacheDir,
+    DryRun,
+    ResultsDir,
+    StudiesDir,
+    Threads,
+    Workers,
+)
 from muonlab.errors import UserError
 
 if TYPE_CHECKING:
     from muonlab.config import RunConfig
-    from muonlab.lab.engine import Resources
     from muonlab.lab.experiment import Arm, Experiment
 
 application = SubcommandApp()
@@ -43,7 +50,6 @@ AtScale = Annotated[
         help_behavior_hint="(default: small, or the scale of a file's study)",
     ),
 ]
-StudiesDir = Annotated[Path, tyro.conf.arg(help="where the folders of studies are kept")]
 STATES = ("finished", "failed", "running", "interrupted", "to do")
 
 
@@ -62,21 +68,13 @@ def run(
     /,
     *,
     scale: AtScale = None,
-    workers: Annotated[
-        int | None,
-        tyro.conf.arg(
-            help="how many runs to make at the same time",
-            help_behavior_hint="(default: usable cores divided by --threads)",
-        ),
-    ] = None,
-    threads: Annotated[int, tyro.conf.arg(help="CPU threads for each run")] = 1,
+    workers: Workers = None,
+    threads: Threads = 1,
     executor: Annotated[
         Literal["local", "ray"],
         tyro.conf.arg(help="make runs in processes on this machine, or as Ray tasks"),
     ] = "local",
-    dry_run: Annotated[
-        bool, tyro.conf.arg(help="only print what the missing runs would cost")
-    ] = False,
+    dry_run: DryRun = False,
     retry_failed: Annotated[
         bool, tyro.conf.arg(help="make runs that ended in an error once more")
     ] = False,
@@ -135,7 +133,7 @@ def report(
     *,
     scale: AtScale = None,
     runs_dir: StudiesDir = STUDIES_DIR,
-    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
+    results_dir: ResultsDir = RESULTS_DIR,
     again: Annotated[
         bool, tyro.conf.arg(help="make kept reports anew, by today's rules, from their own rows")
     ] = False,
@@ -243,34 +241,3 @@ def _size(experiment: "Experiment") -> str:
     trials = sum(arm.search.total_runs for arm in experiment.arms if arm.search)
     tests = len(experiment.arms) * len(experiment.seeds)
     return f"{tests} + {trials} trials" if trials else str(tests)
-
-
-def print_cost(experiment: "Experiment", root: Path, resources: "Resources") -> None:
-    """Print what the missing runs of an experiment would cost."""
-    import torch
-
-    from muonlab.lab.cost import estimate
-    from muonlab.lab.executors import default_workers
-    from muonlab.lab.experiment import Measurement
-    from muonlab.lab.plan import Plan
-
-    console = Console(markup=False, highlight=False, soft_wrap=True)
-    if isinstance(experiment, Measurement):
-        console.print(f"{experiment.name}: a measurement, no runs")
-        return
-    torch.set_num_threads(resources.threads)
-    plan = Plan(experiment, root)
-    missing = {job.fingerprint: job.config for job in plan.jobs if plan.outcome(job) is None}
-    configs = list(missing.values())
-    configs += [arm.config for arm in plan.unnamed()]
-    cost = estimate(configs, resources.cache_dir)
-    workers = resources.workers or default_workers(resources.threads)
-    hours = cost.seconds / 3600 / workers
-    console.print(
-        f"{experiment.name} at scale {experiment.scale}: {cost.runs} runs to make, "
-        f"{cost.flops:.2e} FLOP, {hours:.2f} hours on this machine ({workers} at a time, threads "
-        f"each: {resources.threads}); disk: up to {workers * cost.checkpoint_bytes / 1e6:,.0f} MB "
-        f"of checkpoints while it runs, {cost.kept_bytes / 1e6:,.1f} MB afterwards"
-    )
-    for note in cost.notes:
-        console.print(f"note: {note}")

@@ -1,13 +1,12 @@
 """`muonlab theory …`: a short name for those measurements that check the papers' theorems."""
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.extras import SubcommandApp
 
 from muonlab.cli import study
-from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, Scale
+from muonlab.cli.options import RESULTS_DIR, STUDIES_DIR, CacheDir, ResultsDir, Scale, StudiesDir
 
 application = SubcommandApp()
 Names = Annotated[
@@ -36,7 +35,7 @@ def run_checks(
     /,
     *,
     scale: AtScale = "nano",
-    runs_dir: study.StudiesDir = STUDIES_DIR,
+    runs_dir: StudiesDir = STUDIES_DIR,
     cache_dir: CacheDir = None,
 ) -> None:
     """Run checks, and keep the measured rows and the verdict of each.
@@ -52,8 +51,8 @@ def write_reports(
     /,
     *,
     scale: AtScale = "nano",
-    runs_dir: study.StudiesDir = STUDIES_DIR,
-    results_dir: Annotated[Path, tyro.conf.arg(help="where reports are kept")] = RESULTS_DIR,
+    runs_dir: StudiesDir = STUDIES_DIR,
+    results_dir: ResultsDir = RESULTS_DIR,
 ) -> None:
     """Write a report of each check: its verdict, the numbers behind it, a figure, all rows."""
     study.report(_studies(names), scale=scale, runs_dir=runs_dir, results_dir=results_dir)

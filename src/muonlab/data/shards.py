@@ -12,7 +12,6 @@ import array
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from muonlab.data.splits import SPLIT_NAMES
+from muonlab.files import flush
 
 FORMAT_VERSION = 1
 
@@ -84,10 +84,10 @@ class ShardWriter:
         }
         (self.aside / "manifest.json").write_bytes(_manifest_content(manifest))
         for path in (*self.aside.iterdir(), self.aside):
-            _fsync(path)
+            flush(path)
         shutil.rmtree(self.directory, ignore_errors=True)  # a damaged one
         self.aside.rename(self.directory)
-        _fsync(self.directory.parent)
+        flush(self.directory.parent)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -130,11 +130,3 @@ def _manifest_content(manifest: dict[str, Any]) -> bytes:
     """A manifest as it stands on disk, with its own checksum in it."""
     checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     return json.dumps(manifest | {"checksum": checksum}, indent=1, sort_keys=True).encode()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

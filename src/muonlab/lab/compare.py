@@ -14,10 +14,10 @@ from muonlab.errors import UserError
 from muonlab.lab import baselines
 from muonlab.lab.arms import Pair, compare, mean, pairs_of, regret, values
 from muonlab.lab.baselines import BASELINES, SPACE, with_updates
-from muonlab.lab.cost import model_flops
+from muonlab.lab.cost import model_flops, train_tokens
 from muonlab.lab.experiment import Arm, Comparison, Scale, Search, Study, Verdict
 from muonlab.lab.grid import arm_name, grid
-from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
+from muonlab.lab.targets import Budgets, CostRatio, cost_ratio, percent_of
 from muonlab.runs import RunDirectory, RunError
 from muonlab.spelling import did_you_mean
 
@@ -215,7 +215,7 @@ def _verdict(
         )
 
     configs = {arm.name: arm.config for arm in arms if arm.name in names}
-    tokens = ratio({name: float(_tokens(config)) for name, config in configs.items()})
+    tokens = ratio({name: float(train_tokens(config)) for name, config in configs.items()})
     flops = {name: _flops(config) for name, config in configs.items()}
     alone = "" if all(map(math.isfinite, flops.values())) else ", the model's alone,"
     if alone:
@@ -270,10 +270,6 @@ def _median_seconds(frame: pd.DataFrame, arm: str) -> float:
     return float(np.median(frame.loc[frame["arm"] == arm, "steady_seconds"].to_numpy(dtype=float)))
 
 
-def _tokens(config: RunConfig) -> int:
-    return config.train.steps * config.train.batch_size * config.train.sequence_length
-
-
 def _flops(config: RunConfig) -> float:
     """Of a whole run, the optimizer's included; NaN where its factory does not state them."""
     optimizer = config.optimizer.build(config.model.build(0, "meta"))
@@ -290,19 +286,3 @@ def _on_one_machine(frame: pd.DataFrame, names: Sequence[str]) -> bool:
             return False
         machines.add(tuple(facts.get(key) for key in ("processor", "gpu", "threads")))
     return len(machines) == 1
-
-
-def percent_of(ratio: CostRatio) -> str:
-    """The ratio and its 95 % interval in percent."""
-
-    def percent(value: float) -> str:
-        return "more than was tried" if math.isinf(value) else f"{value:.0%}"
-
-    if math.isnan(ratio.ratio):
-        return "an unknown share (runs diverged)"
-    if math.isnan(ratio.low):
-        misses = f"; {ratio.num_misses} of {ratio.num_seeds} jackknife samples miss"
-        return f"{percent(ratio.ratio)} [no interval{misses if ratio.num_misses else ''}]"
-    if ratio.at_most:
-        return f"at most {percent(ratio.ratio)} [0%, {percent(ratio.high)}]"
-    return f"{percent(ratio.ratio)} [{percent(ratio.low)}, {percent(ratio.high)}]"

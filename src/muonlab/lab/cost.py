@@ -34,11 +34,15 @@ class Cost:
     notes: tuple[str, ...]
 
 
+def train_tokens(config: RunConfig) -> int:
+    """Of all training steps of a run."""
+    return config.train.steps * config.train.batch_size * config.train.sequence_length
+
+
 def model_flops(config: RunConfig) -> float:
     """Of all training steps of a run, forward and backward, without the optimizer's."""
-    settings = config.train
-    tokens = settings.steps * settings.batch_size * settings.sequence_length
-    return 3.0 * account(config.model, length=settings.sequence_length).forward_flops * tokens
+    per_token = account(config.model, length=config.train.sequence_length).forward_flops
+    return 3.0 * per_token * train_tokens(config)
 
 
 def state_bytes(model: LanguageModel, optimizer_config: OptimizerConfig) -> int:

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from muonlab.data import DocumentSplit, SplitName, TokenData
-from muonlab.runs import write_whole
+from muonlab.files import as_json, write_whole
 
 FILE = "counts.json"  # in a study's folder: what is counted, by the key of the data
 Tokens = NDArray[np.integer]
@@ -27,7 +27,7 @@ def write_counts(folder: Path, prepared: Mapping[str, TokenData]) -> None:
     known = read_counts(folder)
     new = {key: count_losses(data) for key, data in prepared.items() if key not in known}
     if new:
-        write_whole(folder / FILE, json.dumps(known | new, indent=2) + "\n")
+        write_whole(folder / FILE, as_json(known | new))
 
 
 def read_counts(folder: Path) -> dict[str, Losses]:

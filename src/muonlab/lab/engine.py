@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from muonlab.errors import FailedRunError, InterruptedRun, UserError
+from muonlab.files import write_whole
 from muonlab.lab.board import Board
 from muonlab.lab.counts import write_counts
 from muonlab.lab.executors import Executor, ExecutorName, open_executor
@@ -32,7 +33,7 @@ from muonlab.lab.results import judge
 from muonlab.lab.worker import FAILURE, Options, Reply, record_failure
 from muonlab.manifest import made_by_other_code
 from muonlab.places import corpora
-from muonlab.runs import RunDirectory, RunError, write_whole
+from muonlab.runs import RunDirectory, RunError
 from muonlab.signals import stop_signals
 
 TICK_SECONDS = 0.5

@@ -1,6 +1,5 @@
 """What a study's folder says of itself: study.json, verdicts.json, and the state of every study."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,12 @@ from typing import Any
 import filelock
 
 from muonlab import machine
+from muonlab.files import as_json, write_whole
 from muonlab.lab.experiment import VERDICTS, Experiment, Measurement, Study, Verdict
 from muonlab.lab.plan import RECORD, Job, Outcome, Plan, folder, read_record
 from muonlab.lab.worker import FAILURE
 from muonlab.manifest import git_state
-from muonlab.runs import RunDirectory, now, write_whole
+from muonlab.runs import RunDirectory, now
 
 ROWS = "measurement.csv"
 PACKAGES = ("muonlab", "torch", "optuna", "scipy")
@@ -156,4 +156,4 @@ def _write(directory: Path, name: str, values: Any) -> None:
     """Two engines on one study write the same files."""
     directory.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(directory / ".lock"):
-        write_whole(directory / name, json.dumps(values, indent=2) + "\n")
+        write_whole(directory / name, as_json(values))

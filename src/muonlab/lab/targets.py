@@ -239,3 +239,19 @@ def _ratio(
     if cost > arm.costs[-1]:
         return math.inf, False
     return max(cost, arm.costs[0]) / whole, bool(cost <= arm.costs[0])
+
+
+def percent_of(ratio: CostRatio) -> str:
+    """The ratio and its 95 % interval in percent."""
+
+    def percent(value: float) -> str:
+        return "more than was tried" if math.isinf(value) else f"{value:.0%}"
+
+    if math.isnan(ratio.ratio):
+        return "an unknown share (runs diverged)"
+    if math.isnan(ratio.low):
+        misses = f"; {ratio.num_misses} of {ratio.num_seeds} jackknife samples miss"
+        return f"{percent(ratio.ratio)} [no interval{misses if ratio.num_misses else ''}]"
+    if ratio.at_most:
+        return f"at most {percent(ratio.ratio)} [0%, {percent(ratio.high)}]"
+    return f"{percent(ratio.ratio)} [{percent(ratio.low)}, {percent(ratio.high)}]"

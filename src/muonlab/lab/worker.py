@@ -30,7 +30,8 @@ from muonlab import allocator
 from muonlab.config import RunConfig, from_dict
 from muonlab.data import DataConfig, DocumentSplit, TokenData
 from muonlab.errors import InterruptedRun
-from muonlab.runs import RunBusyError, RunDirectory, RunError, now, write_whole
+from muonlab.files import as_json, write_whole
+from muonlab.runs import RunBusyError, RunDirectory, RunError, now
 from muonlab.train import NonfiniteLossError, train
 
 FAILURE = "failed.json"  # beside config.json, of a run that ended without a summary
@@ -122,7 +123,7 @@ def record_failure(path: Path, error: BaseException) -> None:
     }
     with contextlib.suppress(OSError):  # a full disk: the reply still says it
         path.mkdir(parents=True, exist_ok=True)
-        write_whole(path / FAILURE, json.dumps(failure, indent=2) + "\n")
+        write_whole(path / FAILURE, as_json(failure))
 
 
 def serve(options: Options) -> None:

@@ -10,11 +10,11 @@ import pandas as pd
 from muonlab.config import RunConfig
 from muonlab.lab.arms import complete_seeds, regret
 from muonlab.lab.baselines import with_updates
-from muonlab.lab.compare import percent_of
+from muonlab.lab.cost import train_tokens
 from muonlab.lab.experiment import Arm, Scale, Study, Verdict, VerdictName
 from muonlab.lab.rules import StatedRule
 from muonlab.lab.statistics import trend
-from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
+from muonlab.lab.targets import Budgets, CostRatio, cost_ratio, percent_of
 from muonlab.papers.protocols import (
     FAIR,
     FAIR_NOTE,
@@ -56,7 +56,9 @@ def batch(scale: Scale) -> Study:
                 tuned_as=_arm(name, size, 1.0) if budget != 1 else None,
             )
         )
-    tokens = {size: [_tokens(_sized(config, size, budget)) for budget in BUDGETS] for size in sizes}
+    tokens = {
+        size: [train_tokens(_sized(config, size, budget)) for budget in BUDGETS] for size in sizes
+    }
 
     def judge(frame: pd.DataFrame) -> list[Verdict]:
         return [_batch_verdict(frame, scale, tokens)]
@@ -91,10 +93,6 @@ def _sized(config: RunConfig, size: int, budget: float) -> RunConfig:
         sized.train, micro_batch_size=rows if size > rows and size % rows == 0 else None
     )
     return dataclasses.replace(sized, train=train)
-
-
-def _tokens(config: RunConfig) -> int:
-    return config.train.steps * config.train.batch_size * config.train.sequence_length
 
 
 def _batch_verdict(frame: pd.DataFrame, scale: Scale, tokens: dict[int, list[int]]) -> Verdict:

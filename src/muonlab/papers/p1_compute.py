@@ -8,11 +8,10 @@ import pandas as pd
 from muonlab.config import RunConfig
 from muonlab.lab.arms import complete_seeds, mean, regret
 from muonlab.lab.baselines import with_updates
-from muonlab.lab.compare import percent_of
 from muonlab.lab.cost import model_flops
 from muonlab.lab.experiment import Arm, Comparison, Scale, Study, Verdict
 from muonlab.lab.rules import IntervalRule
-from muonlab.lab.targets import Budgets, CostRatio, cost_ratio
+from muonlab.lab.targets import Budgets, CostRatio, cost_ratio, percent_of
 from muonlab.papers.protocols import OPTIMIZERS, p1_base, search_of, with_optimizer
 
 SEEDS = (0, 1, 2, 3, 4)

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from muonlab.files import write_whole
 from muonlab.lab.experiment import VERDICTS, Verdict
 from muonlab.lab.record import facts_of
 from muonlab.report.content import Report
 from muonlab.report.figures import write_png
 from muonlab.report.markdown import to_markdown
 from muonlab.report.page import to_html
-from muonlab.runs import write_whole
 
 PAGE = "index.html"
 REPORT = "report.md"

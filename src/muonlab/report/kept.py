@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
+from muonlab.files import write_whole
 from muonlab.lab.counts import count_losses, with_counts
 from muonlab.lab.experiment import Experiment, Study, Verdict
 from muonlab.lab.results import with_headline
 from muonlab.lab.tuning import Box
 from muonlab.report.content import Picture
 from muonlab.report.files import RUNS
-from muonlab.runs import RunError, write_whole
+from muonlab.runs import RunError
 
 MADE = "made.json"  # hardware, and the lines on commands, code, versions, machine and data
 TRIALS = "trials.csv"

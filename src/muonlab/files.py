@@ -1,17 +1,9 @@
-"""Files of a run that are never seen half-written, and the one line that says what is wrong."""
+"""Writing files so that they are never seen half-written."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from muonlab.errors import UserError
-
-
-class RunError(UserError):
-    """A run directory that cannot serve: one line naming the path and what is wrong."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -38,13 +30,3 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def one_line_errors(path: Path) -> Iterator[None]:
-    """Turn an error of writing ``path`` into a RunError."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"cannot write {error.filename or path}: {reason}") from error
