@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from on_device import working_on
@@ -16,6 +17,10 @@ from muonlab.data import TokenData
 from muonlab.recipes import nano
 from muonlab.runs import RunDirectory
 from muonlab.train import train
+
+# No test asserts a time: a container's quota may stop any example for a while.
+hypothesis.settings.register_profile("muonlab", deadline=None)
+hypothesis.settings.load_profile("muonlab")
 
 # Tests leave the user's cache alone and keep one of their own from session to session.
 USER_CACHE = Path(__file__).parent.parent / ".pytest_cache" / "user-cache"

@@ -101,7 +101,11 @@ def cpu_quota() -> Iterator[Sequence[str]]:
     try:
         yield ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group))
     finally:
-        group.rmdir()
+        for _ in range(50):  # until the last of its processes is gone
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
 
 
 MACHINES = (

@@ -137,7 +137,7 @@ def test_the_seed_decides(model):
     assert first != other
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     top_k=st.none() | st.integers(1, 9),
     top_p=st.floats(0.05, 1.0),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import (
     TINY,
     assert_same_end,
@@ -69,7 +70,8 @@ def test_a_stopped_process_is_resumed_to_the_same_weights(
     config = override(nano(), overrides)
     directory = RunDirectory.place(tmp_path / "runs", config)
     arguments = ["train", "nano", *overrides, *directories(tmp_path, cache_dir)]
-    with start(arguments) as process:
+    # under a CPU quota a command would take fewer threads than this process has
+    with start(arguments, OMP_NUM_THREADS=str(torch.get_num_threads())) as process:
         wait_for_step(process, directory, 8)
         assert directory.status() == "running"
         with pytest.raises(RunBusyError), directory.lock(wait_seconds=0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from muonlab.config import (
@@ -108,7 +108,6 @@ train_values = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {
@@ -346,7 +345,6 @@ def config_or_one_line(make: Callable[[], RunConfig]) -> bool:
         return len(str(error).splitlines()) == 1
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
@@ -361,7 +359,6 @@ def test_any_json_is_a_config_or_one_line(values: Any) -> None:
     assert config_or_one_line(lambda: from_dict(values))
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([path for path in flatten(to_dict(nano())) if path not in ("name", "variant")]),
     st.text(max_size=8) | st.sampled_from(["[]", "{}", "[[1]]", "-1", "1e999", "null", '{"a":1}']),

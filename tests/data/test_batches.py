@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from muonlab.data import (
@@ -22,7 +22,6 @@ def stream_of(data: TokenData, split: SplitName) -> np.ndarray:
     return np.fromfile(data.directory / f"{split}.tokens", dtype=np.uint16)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**40), st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 65))
 def test_batch_is_pure(data: TokenData, seed: int, step: int, B: int, T: int) -> None:
     first = data.batch(seed, step, B, T)
@@ -55,7 +54,6 @@ def test_seeds_and_steps_differ(data: TokenData) -> None:
     assert len({batch.numpy().tobytes() for batch in batches}) == 9
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["validation", "test"]), st.integers(1, 9), st.integers(1, 700))
 def test_evaluation_counts_every_token_once(
     data: TokenData, split: SplitName, B: int, T: int

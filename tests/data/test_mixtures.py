@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from invented_corpus import invent_documents, write_jsonl
 
@@ -49,7 +49,6 @@ def mixed(
     return config.prepare(cache, progress=False)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5),
     st.integers(0, 10**9),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from invented_corpus import write_directory, write_jsonl, write_parquet
 
@@ -40,7 +40,6 @@ def test_text_field_is_chosen_by_name(tmp_path: Path) -> None:
         assert list(LocalConfig(path=path, text_field="body").documents()) == ["x", "y"]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8"))),
     st.integers(1, 40),

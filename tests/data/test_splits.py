@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from invented_corpus import write_jsonl
 
@@ -76,7 +76,6 @@ def test_fractions_hold_on_average() -> None:
     assert names != [salted.assign(str(index)) for index in range(20_000)]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 2000), st.integers(0, 99), st.integers(0, 99))
 def test_an_epoch_holds_every_window_once(T: int, extra: int, seed: int, epoch: int) -> None:
     num_tokens = 2 * T + extra

@@ -82,9 +82,7 @@ def test_limits(config: DataConfig, documents: list[str], tmp_path: Path) -> Non
     assert sum(data.num_tokens(split) for split in ("train", "validation", "test")) == 500
 
 
-@settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(1, 64), st.integers(0, 2**32))
 def test_any_changed_bytes_are_noticed(
     cache: Path, name: str, position: int, length: int, seed: int

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from invented_corpus import invent_documents
 from tokenizers import models
@@ -15,7 +15,6 @@ def tokenizer(documents: list[str]) -> TextTokenizer:
     return TrainBPE(vocab_size=400).build(documents)
 
 
-@settings(deadline=None)
 @given(text=st.text(st.characters(codec="utf-8")))
 def test_round_trip_of_any_unicode(tokenizer: TextTokenizer, text: str) -> None:
     ids = tokenizer.encode(text)

@@ -165,7 +165,7 @@ def decoded(module: Any, x: Tensor, sizes: list[int]) -> Tensor:
 
 
 @every_causal
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(cuts=st.sets(st.integers(1, T - 1), max_size=6))
 def test_decoding_in_any_chunks_equals_the_full_pass(config: AttentionConfig, cuts: set[int]):
     module = build(config)
@@ -185,7 +185,7 @@ def test_decoding_token_by_token(config: AttentionConfig, dtype: torch.dtype, to
 
 
 @every_causal
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 13), min_size=3, max_size=3), more=st.integers(1, 9))
 def test_ragged_rows_decode_as_if_alone(config: AttentionConfig, lengths: list[int], more: int):
     """Right-padded prompts of different lengths, then single tokens, then a chunk."""

@@ -116,7 +116,7 @@ def test_equals_a_per_token_loop_with_gradients(gate, balancing, shared, gated, 
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     num_experts=st.integers(1, 6),
     top_k=st.integers(1, 3),

@@ -62,7 +62,7 @@ def test_low_precision_is_close_to_fp64(dtype, bound, shape):
 
 
 @given(st.integers(1, 4), st.integers(2, 40), st.integers(2, 40), st.sampled_from(SCHEDULES))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_batched_equals_one_by_one(batch, m, n, schedule):
     matrices = torch.randn(batch, m, n, dtype=torch.float64)
     together = orthogonalise(matrices, schedule)
@@ -75,7 +75,7 @@ def test_batched_equals_one_by_one(batch, m, n, schedule):
 
 
 @given(st.integers(2, 40), st.integers(2, 40), st.sampled_from(SCHEDULES))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_transposing_commutes(m, n, schedule):
     matrix = torch.randn(m, n, dtype=torch.float64)
     torch.testing.assert_close(

@@ -19,7 +19,7 @@ def matrix(m: int, n: int, seed: int) -> torch.Tensor:
     return torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=shapes, seed=st.integers(0, 10_000), scale=st.sampled_from([1e-3, 1.0, 1e3]))
 def test_the_polar_factor_attains_the_dual_norm(
     shape: tuple[int, int], seed: int, scale: float
@@ -51,7 +51,7 @@ def test_only_steepest_descent_reaches_the_minimum() -> None:
     assert steepest.quadratic(200, keep_length=False)[-1] > 1e-3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(2, 8), extra=st.integers(0, 6), seed=st.integers(0, 10_000))
 def test_the_polar_factor_is_whitening_and_shampoo(n: int, extra: int, seed: int) -> None:
     gradient = matrix(n + extra, n, seed)

@@ -35,7 +35,7 @@ def test_frank_wolfe_reaches_the_clipped_solution() -> None:
     assert float(rows[-1]["distance"]) < 0.1 < float(rows[0]["distance"])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(beta1=st.floats(0, 0.95), beta2=st.floats(0.9, 0.999), seed=st.integers(0, 1000))
 def test_no_gradients_exceed_the_bound_of_adam(beta1: float, beta2: float, seed: int) -> None:
     if beta1**2 > 0.99 * beta2:
